@@ -1,0 +1,1 @@
+"""One benchmark a claim: `python -m benchmarks.NAME [--json]`."""

@@ -1,0 +1,1 @@
+"""A site: its recordings, policy, budget, private training, receipts, releases and inference."""

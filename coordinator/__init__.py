@@ -1,0 +1,1 @@
+"""The coordinator: registry, rounds, admission, aggregation, releases, and the Flower link."""

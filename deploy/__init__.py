@@ -1,0 +1,1 @@
+"""Composition root: the `auricle` command line, settings, and the demo."""

@@ -1,0 +1,1 @@
+"""The `auricle` command line, one file a command group."""

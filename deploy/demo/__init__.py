@@ -1,0 +1,1 @@
+"""`auricle demo`: three synthetic institutions and a real federated job."""

@@ -1,0 +1,1 @@
+"""Speech: audio, features, the mixture-of-experts model, adapters, decoding, evaluation."""

@@ -1,0 +1,1 @@
+"""Privacy: plans, per-subject gradients, mechanism, accountant, budget, ledger, signing."""

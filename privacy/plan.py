@@ -1,0 +1,184 @@
+"""The round plan: public constants of a job, fixed and signed before any data is seen.
+
+A plan is the contract between coordinator and sites. It is serialised as RFC 8785 canonical JSON,
+named by the SHA-256 of those bytes, and travels inside a signed statement (`privacy.signing`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from typing import Any, Literal, Self
+
+import rfc8785
+
+from privacy.errors import PlanError
+
+PLAN_FORMAT = "auricle/plan/v1"
+AdapterKind = Literal["lora", "core"]
+PrivacyMode = Literal["local-noise", "none"]
+OptimiserName = Literal["adam", "sgd"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorSpec:
+    """One trainable tensor of the adapter: its name and shape; the dtype is always float32."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterSpec:
+    """What is trained: layers, rank, and the exact trainable tensors in packing order.
+
+    `kind` is "lora" (both factors train) or "core" (an r x r matrix trains between two frozen
+    factors, the basis, whose safetensors bytes hash to `basis_sha256`).
+    """
+
+    kind: AdapterKind
+    rank: int
+    scaling: float
+    target_modules: tuple[str, ...]
+    target_parameters: tuple[str, ...]
+    tensors: tuple[TensorSpec, ...]
+    basis_sha256: str | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of trainable numbers, the dimension d of an update."""
+        return sum(tensor.size for tensor in self.tensors)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimiserSpec:
+    """The coordinator's optimiser over aggregated updates; post-processing, so free of ε."""
+
+    name: OptimiserName
+    learning_rate: float
+    beta1: float = 0.9
+    beta2: float = 0.99
+    eps: float = 1e-8
+
+
+@dataclasses.dataclass(frozen=True)
+class RoundPlan:
+    """Public constants of one job of `rounds` one-step rounds.
+
+    The mechanism of a round at one site is g = Σ_{u in Poisson(q)} clip_C(g_u) + N(0, σ²C²I); the
+    coordinator divides the sum over sites by the public constant `divisor`.
+
+    Attributes:
+        job: unique name of the job, lower-case hex.
+        purpose: what the learning is for; budgets are kept per purpose.
+        base_sha256: hash of the frozen base model that every party must hold.
+        sampling_rate: q, probability that a subject is in a round's cohort.
+        noise_multiplier: σ, noise standard deviation as a multiple of C.
+        clipping_norm: C, L2 bound of one subject's gradient.
+        rounds: T, number of rounds.
+        delta: δ of the (ε, δ) guarantee.
+        expected_subjects: public N̄, subjects per site assumed by the divisor.
+        max_utterances_per_subject: cap on recordings of one subject used in one round.
+        honest_sites: h, sites assumed honest when ε_sec is stated.
+        sites: names of the sites asked to take part.
+        quorum: fewest sites whose updates make a round.
+        deadline_s: seconds a round may stay open.
+    """
+
+    job: str
+    purpose: str
+    base_sha256: str
+    adapter: AdapterSpec
+    sampling_rate: float
+    noise_multiplier: float
+    clipping_norm: float
+    rounds: int
+    delta: float
+    expected_subjects: int
+    max_utterances_per_subject: int
+    honest_sites: int
+    sites: tuple[str, ...]
+    quorum: int
+    deadline_s: float
+    optimiser: OptimiserSpec
+    issued_at: str
+    privacy_mode: PrivacyMode = "local-noise"
+    unit: Literal["subject"] = "subject"
+    adjacency: Literal["add_or_remove_one"] = "add_or_remove_one"
+    format: str = PLAN_FORMAT
+
+    def __post_init__(self) -> None:
+        """Check every range. Raises PlanError naming the field."""
+        _check(self.format == PLAN_FORMAT, "format", f"is not {PLAN_FORMAT}")
+        _check(0 < self.sampling_rate <= 1, "sampling_rate", "must be in (0, 1]")
+        _check(0 < self.clipping_norm < 1e6, "clipping_norm", "must be in (0, 1e6)")
+        _check(1 <= self.rounds <= 100_000, "rounds", "must be in [1, 100000]")
+        _check(0 < self.delta < 1e-2, "delta", "must be in (0, 0.01)")
+        _check(self.expected_subjects >= 1, "expected_subjects", "must be at least 1")
+        _check(self.max_utterances_per_subject >= 1, "max_utterances_per_subject", "must be ≥ 1")
+        _check(len(set(self.sites)) == len(self.sites) > 0, "sites", "must be distinct, not empty")
+        _check(1 <= self.quorum <= len(self.sites), "quorum", "must be between 1 and the sites")
+        _check(1 <= self.honest_sites <= len(self.sites), "honest_sites", "must be 1..sites")
+        _check(0 < self.deadline_s < 7 * 86400, "deadline_s", "must be under seven days")
+        _check(self.adapter.size > 0, "adapter", "has nothing to train")
+        if self.privacy_mode == "none":
+            _check(self.noise_multiplier == 0, "noise_multiplier", "must be 0 without privacy")
+        else:
+            _check(0 < self.noise_multiplier < 1e4, "noise_multiplier", "must be in (0, 10000)")
+
+    @property
+    def divisor(self) -> float:
+        """Public divisor n·q·N̄ of the summed updates, never the realised cohort size."""
+        return len(self.sites) * self.sampling_rate * self.expected_subjects
+
+    def to_json(self) -> bytes:
+        """RFC 8785 canonical JSON."""
+        return rfc8785.dumps(dataclasses.asdict(self))
+
+    @property
+    def sha256(self) -> str:
+        """Hex SHA-256 of `to_json()`: the plan's name."""
+        return hashlib.sha256(self.to_json()).hexdigest()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Self:
+        """Parse and check a plan. Raises PlanError on anything unexpected."""
+        try:
+            fields = json.loads(data)
+            adapter = dict(fields.pop("adapter"))
+            adapter["tensors"] = tuple(
+                TensorSpec(t["name"], tuple(int(n) for n in t["shape"])) for t in adapter["tensors"]
+            )
+            for key in ("target_modules", "target_parameters"):
+                adapter[key] = tuple(adapter[key])
+            fields["adapter"] = AdapterSpec(**adapter)
+            fields["optimiser"] = OptimiserSpec(**fields["optimiser"])
+            fields["sites"] = tuple(fields["sites"])
+            return cls(**fields)
+        except PlanError:
+            raise
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise PlanError(
+                f"the plan cannot be read: {type(error).__name__}",
+                remedy="ask the coordinator's operator which version issued it",
+            ) from error
+
+
+def _check(holds: bool, field: str, what: str) -> None:
+    if not holds:
+        raise PlanError(
+            f"plan field {field} {what}",
+            remedy="correct the plan and issue it again",
+        )
+
+
+def as_fields(value: Any) -> dict[str, Any]:
+    """A dataclass as a plain dictionary, ready for canonical JSON."""
+    return dataclasses.asdict(value)
