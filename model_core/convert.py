@@ -7,13 +7,14 @@ zero in the key part, since Whisper's keys have none), cross-attention's key and
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 from transformers import WhisperConfig
 
 from model_core.ctranslate2_reader import CTranslate2Model, read_ctranslate2
 from model_core.errors import WeightsError
-from pathlib import Path
 
 _ENGLISH_VOCABULARY = 51864
 _FIRST_ENGLISH_END, _FIRST_MULTILINGUAL_END = 50256, 50257
@@ -68,7 +69,9 @@ class _Variables:
         return int(self._variables[name])
 
     def count(self, side: str) -> int:
-        layers = {name.split("/")[1] for name in self._variables if name.startswith(f"{side}/layer_")}
+        layers = {
+            name.split("/")[1] for name in self._variables if name.startswith(f"{side}/layer_")
+        }
         return len(layers - {"layer_norm"})
 
     def linear(self, source: str, target: str) -> dict[str, Tensor]:
@@ -137,9 +140,7 @@ def _layer(source: _Variables, side: str, index: int) -> dict[str, Tensor]:
         return state
     return state | {
         **source.linear(f"{old}/attention/linear_0", f"{new}.encoder_attn.q_proj"),
-        **source.fused(
-            f"{old}/attention/linear_1", f"{new}.encoder_attn", ("k_proj", "v_proj")
-        ),
+        **source.fused(f"{old}/attention/linear_1", f"{new}.encoder_attn", ("k_proj", "v_proj")),
         **source.linear(f"{old}/attention/linear_2", f"{new}.encoder_attn.out_proj"),
         **source.norm(f"{old}/attention/layer_norm", f"{new}.encoder_attn_layer_norm"),
     }

@@ -13,6 +13,8 @@ Shape suffixes: N tokens (batch x time), S = N·K expert-sorted slots, K experts
 E experts, D model width, F expert hidden width, B batch, T time.
 """
 
+# Fields carry shape suffixes like every other tensor name.
+# ruff: noqa: N815
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -45,7 +45,7 @@ class SpeechTokenizer:
         """Read a tokenizer.json. Raises WeightsError if it is missing or malformed."""
         try:
             tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
-        except Exception as error:  # noqa: BLE001: `tokenizers` raises bare Exception
+        except Exception as error:
             raise WeightsError(
                 f"the tokenizer {path} cannot be read: {type(error).__name__}",
                 remedy="copy tokenizer.json from the original checkpoint into the folder",

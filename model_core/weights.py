@@ -173,7 +173,9 @@ def _load_hugging_face(folder: Path) -> Whisper:
         tuple(rules_fields.get("suppress_tokens") or ()),
         tuple(rules_fields.get("begin_suppress_tokens") or ()),
     )
-    state = {name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()}
+    state = {
+        name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()
+    }
     return _assemble(config, state, rules, folder)
 
 
