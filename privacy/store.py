@@ -75,14 +75,14 @@ def create_tables(engine: Engine, metadata: MetaData = Base.metadata) -> None:
 @contextmanager
 def writing(engine: Engine) -> Iterator[Session]:
     """Session in one transaction that excludes other writers; commits unless the block raises."""
-    with engine.connect().execution_options(**{_WRITES: True}) as connection:
-        with connection.begin():
+    with engine.connect() as plain:
+        connection = plain.execution_options(**{_WRITES: True})
+        with connection.begin(), Session(connection, expire_on_commit=False) as session:
             if connection.dialect.name == "postgresql":
                 lock = {"key": _POSTGRES_WRITER_LOCK}
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), lock)
-            with Session(connection, expire_on_commit=False) as session:
-                yield session
-                session.flush()
+            yield session
+            session.flush()
 
 
 @contextmanager
