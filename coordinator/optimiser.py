@@ -1,0 +1,62 @@
+"""The server's optimiser: post-processing of a private aggregate, so it costs no ε.
+
+Adam (Kingma & Ba 2015, algorithm 1, with bias correction) and SGD over one flat vector, in float64
+with the weights rounded to float32, the precision in which they travel. The state is part of the
+job's checkpoint: a resumed job continues bit for bit. Shape legend: D = trainable numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Self
+
+import numpy as np
+from safetensors.numpy import load, save
+
+from coordinator.aggregate import Gradient, Vector
+from privacy.plan import OptimiserSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimiserState:
+    """Moments, float64 [D], and step count. SGD leaves the moments at zero."""
+
+    step: int
+    first: Gradient
+    second: Gradient
+
+    @classmethod
+    def initial(cls, size: int) -> Self:
+        """State before the first step over `size` numbers."""
+        return cls(0, np.zeros(size), np.zeros(size))
+
+    def to_bytes(self) -> bytes:
+        """Safetensors bytes."""
+        step = np.array([self.step], dtype=np.int64)
+        return save({"step": step, "first": self.first, "second": self.second})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """The inverse of `to_bytes`."""
+        tensors = load(data)
+        return cls(int(tensors["step"][0]), tensors["first"], tensors["second"])
+
+
+def apply(
+    spec: OptimiserSpec, weights_D: Vector, gradient_D: Gradient, state: OptimiserState
+) -> tuple[Vector, OptimiserState]:
+    """One step down `gradient_D`: new float32 weights and the state after it."""
+    step = state.step + 1
+    match spec.name:
+        case "sgd":
+            change_D = gradient_D
+            after = dataclasses.replace(state, step=step)
+        case "adam":
+            first_D = spec.beta1 * state.first + (1 - spec.beta1) * gradient_D
+            second_D = spec.beta2 * state.second + (1 - spec.beta2) * gradient_D**2
+            mean_D = first_D / (1 - spec.beta1**step)
+            scale_D = np.sqrt(second_D / (1 - spec.beta2**step)) + spec.eps
+            change_D = mean_D / scale_D
+            after = OptimiserState(step, first_D, second_D)
+    moved_D = weights_D.astype(np.float64) - spec.learning_rate * change_D
+    return moved_D.astype(np.float32), after

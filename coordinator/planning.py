@@ -1,0 +1,92 @@
+"""From a job request to a round plan: the noise is calibrated here, once, before any data."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Collection
+from datetime import UTC, datetime
+
+from coordinator.errors import RequestError
+from coordinator.model_artifacts import JobArtifacts
+from coordinator.request import JobRequest
+from privacy.accountant import MechanismEvent, epsilon, epsilon_sec, noise_multiplier_for
+from privacy.plan import RoundPlan
+
+
+def make_plan(
+    request: JobRequest,
+    artifacts: JobArtifacts,
+    active_sites: Collection[str],
+    job: str,
+    issued_at_s: float,
+) -> RoundPlan:
+    """The plan that answers `request`.
+
+    Raises RequestError where a named site is not active, PlanError where a range is broken.
+    """
+    sites = tuple(sorted(request.sites or active_sites))
+    if unknown := sorted(set(sites) - set(active_sites)):
+        raise RequestError(
+            f"not enrolled, revoked or quarantined: {', '.join(unknown)}",
+            remedy="list the active sites and name only those",
+            code="site-inactive",
+        )
+    if not sites:
+        raise RequestError(
+            "no site is enrolled",
+            remedy="make an invite for each site and let it join first",
+            code="no-sites",
+        )
+    return RoundPlan(
+        job=job,
+        purpose=request.purpose,
+        base_sha256=artifacts.base_sha256,
+        adapter=artifacts.adapter,
+        sampling_rate=request.sampling_rate,
+        noise_multiplier=_noise(request),
+        clipping_norm=request.clipping_norm,
+        rounds=request.rounds,
+        delta=request.delta,
+        expected_subjects=request.expected_subjects,
+        max_utterances_per_subject=request.max_utterances_per_subject,
+        honest_sites=request.honest_sites or max(1, len(sites) - 1),
+        sites=sites,
+        quorum=request.quorum or len(sites),
+        deadline_s=request.deadline_s,
+        optimiser=request.optimiser.spec(),
+        issued_at=datetime.fromtimestamp(issued_at_s, UTC).isoformat(timespec="seconds"),
+        privacy_mode=request.privacy_mode,
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def guarantees(plan: RoundPlan, rounds: int) -> tuple[float, float]:
+    """(ε_loc, ε_sec) at the plan's δ after `rounds` rounds; infinite without noise.
+
+    ε_sec holds where sites' updates are summed under secure aggregation with the plan's h.
+    """
+    if plan.privacy_mode == "none":
+        return (math.inf, math.inf) if rounds else (0.0, 0.0)
+    if rounds == 0:
+        return 0.0, 0.0
+    events = (
+        MechanismEvent(
+            sampling_rate=plan.sampling_rate,
+            noise_multiplier=plan.noise_multiplier,
+            count=rounds,
+            adjacency=plan.adjacency,
+        ),
+    )
+    return epsilon(events, plan.delta), epsilon_sec(events, plan.delta, plan.honest_sites)
+
+
+def _noise(request: JobRequest) -> float:
+    if request.privacy_mode == "none":
+        return 0.0
+    if request.noise_multiplier is not None:
+        return request.noise_multiplier
+    assert request.epsilon is not None  # checked by JobRequest
+    return noise_multiplier_for(
+        request.epsilon, request.delta, request.sampling_rate, request.rounds
+    )

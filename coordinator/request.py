@@ -1,0 +1,120 @@
+"""Job requests: what an operator asks for, checked, before a plan is made of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as checked
+
+from coordinator.errors import RequestError
+from privacy.plan import AdapterKind, OptimiserSpec, PrivacyMode
+
+_STRICT = ConfigDict(extra="forbid", strict=False)
+
+
+@checked(frozen=True, config=_STRICT)
+class AdapterRequest:
+    """The adapter to train; names as in the plan's AdapterSpec.
+
+    `target_modules` and `target_parameters` are regular expressions or names as peft takes them.
+    """
+
+    kind: AdapterKind = "core"
+    rank: int = 16
+    scaling: float = 1.0
+    target_modules: tuple[str, ...] = ()
+    target_parameters: tuple[str, ...] = ()
+
+
+@checked(frozen=True, config=_STRICT)
+class OptimiserRequest:
+    """The server's optimiser; fields as in the plan's OptimiserSpec."""
+
+    name: Literal["adam", "sgd"] = "adam"
+    learning_rate: float = 1e-2
+    beta1: float = 0.9
+    beta2: float = 0.99
+    eps: float = 1e-8
+
+    def spec(self) -> OptimiserSpec:
+        """The same as the plan carries it."""
+        return OptimiserSpec(**dataclasses.asdict(self))
+
+
+@checked(frozen=True, config=_STRICT)
+class JobRequest:
+    """One federated job.
+
+    Attributes:
+        purpose: what the learning is for; sites keep a budget per purpose.
+        base_folder: folder of the prepared base model on the coordinator's machine.
+        rounds: T.
+        sampling_rate: q.
+        clipping_norm: C.
+        delta: δ.
+        expected_subjects: public N̄, subjects assumed per site.
+        epsilon: target ε_loc over all rounds; give this or `noise_multiplier`.
+        noise_multiplier: σ.
+        privacy_mode: "none" trains without noise, for comparisons on synthetic data only.
+        sites: names, or empty for every active site.
+        quorum: fewest updates that make a round; None asks for all sites.
+        honest_sites: h for ε_sec; None assumes all sites but one.
+        deadline_s: seconds that a round may stay open.
+    """
+
+    purpose: str
+    base_folder: Path
+    rounds: int
+    sampling_rate: float
+    clipping_norm: float
+    delta: float
+    expected_subjects: int
+    epsilon: float | None = None
+    noise_multiplier: float | None = None
+    privacy_mode: PrivacyMode = "local-noise"
+    max_utterances_per_subject: int = 4
+    sites: tuple[str, ...] = ()
+    quorum: int | None = None
+    honest_sites: int | None = None
+    deadline_s: float = 600.0
+    adapter: AdapterRequest = dataclasses.field(default_factory=AdapterRequest)
+    optimiser: OptimiserRequest = dataclasses.field(default_factory=OptimiserRequest)
+
+    def __post_init__(self) -> None:
+        """Check what ranges alone cannot say. Raises RequestError."""
+        given = (self.epsilon is not None) + (self.noise_multiplier is not None)
+        if given != (0 if self.privacy_mode == "none" else 1):
+            raise RequestError(
+                "a private job needs either a target epsilon or a noise multiplier, "
+                "a job without privacy neither",
+                remedy="give exactly one of epsilon and noise_multiplier",
+            )
+
+
+_REQUEST: TypeAdapter[JobRequest] = TypeAdapter(JobRequest)
+
+
+def parse_request(fields: dict[str, Any]) -> JobRequest:
+    """A request from JSON fields. Raises RequestError naming the first fault."""
+    try:
+        return _REQUEST.validate_python(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "request"
+        raise RequestError(
+            f"job request: {where}: {first['msg']}",
+            remedy="correct the field; `auricle round start --help` lists them all",
+        ) from error
+
+
+def request_json(request: JobRequest) -> str:
+    """JSON that `parse_stored` reads back."""
+    return _REQUEST.dump_json(request).decode()
+
+
+def parse_stored(text: str) -> JobRequest:
+    """The request of a stored job."""
+    return _REQUEST.validate_json(text)

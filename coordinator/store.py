@@ -1,0 +1,145 @@
+"""The room's one SQLAlchemy schema: sites, invites, jobs, rounds, updates, releases, journal.
+
+Engines and transactions come from `privacy.store`; every state transition of the coordinator is
+one `writing` transaction over these tables. Times are seconds since the epoch (UTC).
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Engine, Index, LargeBinary, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from privacy.store import create_tables
+
+
+class Base(DeclarativeBase):
+    """Declarative base of every table of this room."""
+
+
+class SiteRow(Base):
+    """An enrolled site. A site enrolled again after revocation is a new row with new keys."""
+
+    __tablename__ = "site"
+    __table_args__ = (
+        Index(
+            "one_active_site_per_name",
+            "name",
+            unique=True,
+            sqlite_where=text("revoked_at IS NULL"),
+            postgresql_where=text("revoked_at IS NULL"),
+        ),
+    )
+
+    key_id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    public_pem: Mapped[str]
+    node_public: Mapped[str] = mapped_column(unique=True)
+    enrolled_at: Mapped[float]
+    revoked_at: Mapped[float | None]
+    quarantine_code: Mapped[str | None]
+
+
+class InviteRow(Base):
+    """A one-time invite; only the token's hash is kept."""
+
+    __tablename__ = "invite"
+
+    token_sha256: Mapped[str] = mapped_column(primary_key=True)
+    site: Mapped[str]
+    expires_at: Mapped[float]
+    used_by_key_id: Mapped[str | None]
+
+
+class JobRow(Base):
+    """A job and its checkpoint: what a restarted coordinator needs to go on."""
+
+    __tablename__ = "job"
+
+    sequence: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    job: Mapped[str] = mapped_column(unique=True)
+    state: Mapped[str]
+    reason: Mapped[str | None]
+    request_json: Mapped[str]
+    plan_json: Mapped[bytes] = mapped_column(LargeBinary)
+    plan_statement: Mapped[bytes] = mapped_column(LargeBinary)
+    basis: Mapped[bytes] = mapped_column(LargeBinary, deferred=True)
+    rounds_done: Mapped[int]
+    weights: Mapped[bytes] = mapped_column(LargeBinary, deferred=True)
+    optimiser: Mapped[bytes] = mapped_column(LargeBinary, deferred=True)
+    created_at: Mapped[float]
+    deadline_at: Mapped[float]  # of preparing and of releasing
+    finished_at: Mapped[float | None]
+
+
+class ParticipantRow(Base):
+    """What one site answered to a job's plan and to its release."""
+
+    __tablename__ = "participant"
+
+    job: Mapped[str] = mapped_column(primary_key=True)
+    site: Mapped[str] = mapped_column(primary_key=True)
+    plan_code: Mapped[str | None]
+    release_code: Mapped[str | None]
+
+
+class RoundRow(Base):
+    """A round; its sites' answers are its UpdateRows."""
+
+    __tablename__ = "round"
+
+    job: Mapped[str] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    status: Mapped[str]
+    attempt: Mapped[int]
+    sites_json: Mapped[str]
+    opened_at: Mapped[float]
+    deadline_at: Mapped[float]
+    closed_at: Mapped[float | None]
+    order_statement: Mapped[bytes] = mapped_column(LargeBinary)
+    aggregate_sha256: Mapped[str | None]
+
+
+class UpdateRow(Base):
+    """One site's answer to one round: an admitted update, or a refusal's code.
+
+    The payload is dropped in the transaction that checkpoints the round's aggregate.
+    """
+
+    __tablename__ = "update"
+
+    job: Mapped[str] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    site: Mapped[str] = mapped_column(primary_key=True)
+    code: Mapped[str]
+    payload_sha256: Mapped[str] = mapped_column(index=True)
+    size_bytes: Mapped[int]
+    received_at: Mapped[float]
+    payload: Mapped[bytes | None] = mapped_column(LargeBinary, deferred=True)
+
+
+class ReleaseRow(Base):
+    """A signed release. The files in releases/ are a copy of these bytes."""
+
+    __tablename__ = "release"
+
+    release: Mapped[str] = mapped_column(primary_key=True)
+    job: Mapped[str] = mapped_column(unique=True)
+    statement: Mapped[bytes] = mapped_column(LargeBinary)
+    adapter: Mapped[bytes] = mapped_column(LargeBinary, deferred=True)
+    created_at: Mapped[float]
+
+
+class JournalRow(Base):
+    """An event that a committed transition owes to the ledger; `entry` is its index there."""
+
+    __tablename__ = "journal"
+
+    sequence: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    kind: Mapped[str]
+    fields_json: Mapped[str]
+    entry: Mapped[int | None]
+
+
+def create_schema(engine: Engine) -> None:
+    """Create the coordinator's tables that are missing."""
+    create_tables(engine, Base.metadata)
