@@ -10,13 +10,13 @@ from typing import Any
 
 import httpx
 import pytest
-from model_core.transcribe import Segment, Transcript
 
 from client_node.api import MAX_UPLOAD_BYTES, make_app
 from client_node.inference import Transcription
 from client_node.model_store import ReleaseError
 from client_node.status import BudgetLine, ReceiptLine, ReleaseLine, SiteStatus
 from model_core.errors import AudioError
+from model_core.transcribe import Segment, Transcript
 
 URL = "/v1/audio/transcriptions"
 CANARY = "<script>alert('canary')</script>"
