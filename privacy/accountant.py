@@ -28,7 +28,7 @@ ADJACENCY = "add_or_remove_one"
 RDP_LOOSENESS = 1.5
 _TOLERANCE = 1e-3  # absolute and relative, of both accountants' discretisation
 _ORDERS = (*range(2, 65), *range(72, 129, 8), 192, 256, 384, 512, 768, 1024, 2048, 4096)
-_REPEATS = (1, 8, 64, 512, 4096, 32_768, 262_144)
+_REPEATS = (1, 8, 64, 512, 4096, 32_768)
 _SIGMA_STEPS_PER_UNIT = 1000
 _SIGMA_STEPS = range(100, 10_000 * _SIGMA_STEPS_PER_UNIT)  # σ from 0.1 to a plan's limit
 

@@ -196,7 +196,7 @@ def open_as(
             if field.type in ("float", float) and fields.get(field.name) == _INFINITY:
                 fields[field.name] = math.inf
         # Strict JSON mode: no coercions, arrays for tuples; `dumps` writes ∞ as pydantic reads it.
-        statement = _adapter(cls).validate_json(json.dumps(fields), strict=True)
+        statement: Statement = _adapter(cls).validate_json(json.dumps(fields), strict=True)
         exact = _canonical(statement) == payload
     except PlanError:
         raise
