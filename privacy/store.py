@@ -1,0 +1,109 @@
+"""The room's one SQLAlchemy file: engines, transactions and the budget's table.
+
+SQLite (embedded) and PostgreSQL are supported. A transaction opened by `writing` excludes every
+other writer from its first statement, so that a read-decide-write sequence (is there budget left?)
+never acts on a stale read; one opened by `reading` sees one snapshot and blocks nobody.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Connection, Engine, MetaData, UniqueConstraint, create_engine, event, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+BUSY_TIMEOUT_MS = 30_000
+_WRITES = "auricle_writes"
+_POSTGRES_WRITER_LOCK = 0x41555249  # "AURI"; any constant shared by all writers serves
+
+
+class Base(DeclarativeBase):
+    """Declarative base of every table of this room."""
+
+
+class ReservationRow(Base):
+    """One budget reservation: the mechanism of one round at one site, written before it runs.
+
+    ε is never stored: it is derived from these columns each time it is asked for.
+    """
+
+    __tablename__ = "budget_reservation"
+    __table_args__ = (UniqueConstraint("site", "job", "round"),)
+
+    sequence: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    site: Mapped[str]
+    job: Mapped[str]
+    round: Mapped[int]
+    purpose: Mapped[str]
+    plan_sha256: Mapped[str]
+    base_sha256: Mapped[str]
+    unit: Mapped[str]
+    adjacency: Mapped[str]
+    sampling_rate: Mapped[float]
+    noise_multiplier: Mapped[float]
+    clipping_norm: Mapped[float]
+    delta: Mapped[float]
+    committed: Mapped[bool] = mapped_column(default=False)
+    recorded: Mapped[bool] = mapped_column(default=False)  # the ledger has the reservation
+
+
+def open_engine(url: str) -> Engine:
+    """Engine for `url` (sqlite:///PATH or postgresql+DRIVER://…), durable at commit.
+
+    An SQLite file is created readable by its owner only; SQLite gives its journal the same mode.
+    """
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        return create_engine(parsed, pool_pre_ping=True)
+    if parsed.database and parsed.database != ":memory:":
+        os.close(os.open(parsed.database, os.O_RDWR | os.O_CREAT, 0o600))
+    engine = create_engine(parsed)
+    event.listen(engine, "connect", _configure_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def create_tables(engine: Engine, metadata: MetaData = Base.metadata) -> None:
+    """Create the tables of `metadata` that are missing; safe when processes start together."""
+    with writing(engine) as session:
+        metadata.create_all(session.connection())
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Session]:
+    """Session in one transaction that excludes other writers; commits unless the block raises."""
+    with engine.connect() as plain:
+        connection = plain.execution_options(**{_WRITES: True})
+        with connection.begin(), Session(connection, expire_on_commit=False) as session:
+            if connection.dialect.name == "postgresql":
+                lock = {"key": _POSTGRES_WRITER_LOCK}
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), lock)
+            yield session
+            session.flush()
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Session]:
+    """Session in one transaction for reading; whatever it changes is rolled back."""
+    with engine.connect() as connection, Session(connection) as session:
+        yield session
+
+
+def _configure_sqlite(connection: Any, _record: Any) -> None:
+    # With isolation_level None the driver emits no BEGIN of its own: _begin_sqlite does.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    writes = connection.get_execution_options().get(_WRITES, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
