@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from coordinator.errors import CoordinatorError
 
 STOP_GRACE_S = 5
+BACKLOG = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +133,7 @@ def _bind(host: str, port: int) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))
+        bound.listen(BACKLOG)
     except OSError as error:
         bound.close()
         raise CoordinatorError(
