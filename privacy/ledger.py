@@ -1,0 +1,275 @@
+"""The ledger: an append-only log of signed events that anyone can verify without trusting us.
+
+Every append is one committed transaction that writes the entry and a new signed tree head over
+it. Opening verifies the whole log, and each later operation verifies whatever another thread or
+process has added since, so a service never runs on a ledger that does not verify (I4).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+from privacy import ledger_tables as tables
+from privacy.durable_file import replacing
+from privacy.errors import LedgerError
+from privacy.ledger_entry import (
+    Chain,
+    Entry,
+    EntryError,
+    SignedTreeHead,
+    TreeHead,
+    export_header,
+    open_entry,
+    require_head,
+    timestamp,
+)
+from privacy.merkle import leaf_hash, verify_consistency
+from privacy.signing import Identity
+from privacy.store import create_tables, reading, writing
+
+Clock = Callable[[], datetime]
+
+
+class Ledger:
+    """One log in a database, written with one identity.
+
+    Safe for several threads of a process and for several processes on one database: writers
+    exclude each other by a database transaction (`privacy.store.writing`).
+
+    Args:
+        engine: from `privacy.store.open_engine`.
+        identity: the key of this log's owner; another key than the log's is refused.
+        log_id: name of the log, unique among those who compare tree heads, e.g. "site/north".
+        clock: gives the time with its zone.
+
+    Raises LedgerError when the log on disk does not verify, from its first entry to its head.
+    """
+
+    def __init__(self, engine: Engine, identity: Identity, log_id: str, clock: Clock) -> None:
+        self._engine = engine
+        self._identity = identity
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._chain = Chain(log_id, identity.public)
+        self._head_seen: bytes | None = None
+        self._failure: LedgerError | None = None
+        create_tables(engine)
+        with self._lock, writing(engine) as session:
+            if tables.find_log(session, log_id) is None:
+                self._begin_log(session)
+            self._catch_up(session)
+
+    @property
+    def log_id(self) -> str:
+        """Name of the log."""
+        return self._chain.log_id
+
+    @property
+    def size(self) -> int:
+        """Number of committed entries."""
+        return self.tree_head().size
+
+    def append(self, kind: str, fields: Mapping[str, Any]) -> Entry:
+        """Record one event; when this returns it is on disk, signed and under a signed head.
+
+        `fields` must be canonical JSON material (no NaN, no infinity: see
+        `privacy.ledger_events`) and must name no person, path or text (I5). Raises LedgerError,
+        and then nothing was recorded. Call it outside any other write transaction on the same
+        database: it waits for that to end.
+        """
+        with self._lock:
+            with writing(self._engine) as session:
+                self._catch_up(session)
+                at = timestamp(self._clock())
+                entry = self._chain.draft(kind, fields, at, self._identity)
+                head = SignedTreeHead.sign(self._chain.head_after(entry), at, self._identity)
+                tables.add_entry(session, self.log_id, entry.index, entry.sealed, head.sealed)
+            # Only now is it certain; a commit that failed after all is found by _catch_up.
+            self._chain.extend(entry)
+            self._head_seen = head.sealed
+            return entry
+
+    def tree_head(self) -> SignedTreeHead:
+        """The signed head over everything committed, dated when the last entry was."""
+        with self._verified() as session:
+            return self._current_head(session)
+
+    def entries(self, start: int = 0, end: int | None = None) -> list[Entry]:
+        """Entries [start, end) as they are on disk now, checked against the verified tree."""
+        with self._verified() as session:
+            return list(self._read(session, start, end))
+
+    def inclusion_proof(self, index: int, size: int | None = None) -> list[bytes]:
+        """RFC 9162 proof that entry `index` is in the log of `size` (default: all) entries.
+
+        Raises LedgerError when it is not.
+        """
+        with self._verified(), _known_sizes():
+            return self._chain.tree.inclusion_proof(index, size)
+
+    def consistency_proof(self, old_size: int, new_size: int | None = None) -> list[bytes]:
+        """RFC 9162 proof that the log of `new_size` (default: all) entries extends `old_size`.
+
+        Raises LedgerError when the log never had those sizes.
+        """
+        with self._verified(), _known_sizes():
+            return self._chain.tree.consistency_proof(old_size, new_size)
+
+    def note_head(self, head: TreeHead, proof: Sequence[bytes] | None = None) -> None:
+        """Remember a tree head that another party has stated, by its own signature, of its log.
+
+        A head that is smaller than the last, or of the same size with another root, or that its
+        consistency proof does not join to the last, raises LedgerError: the peer's log was cut,
+        or shows different parties different histories. Without a proof growth is believed, and
+        the heads are kept, so that `verify_export` of the peer's log can be held against them.
+        """
+        require_head(head)
+        with self._lock, writing(self._engine) as session:
+            self._catch_up(session)
+            noted = tables.peer_heads(session, self.log_id, head.log_id)
+            if noted:
+                last = TreeHead(head.log_id, *noted[-1])
+                _require_growth(last, head, proof)
+                if last.size == head.size:
+                    return
+            at = timestamp(self._clock())
+            tables.add_peer_head(
+                session,
+                log_id=self.log_id,
+                peer=head.log_id,
+                size=head.size,
+                root=head.root,
+                noted_at=at,
+            )
+
+    def noted_heads(self, peer: str) -> list[TreeHead]:
+        """Every head of log `peer` that was noted, smallest first."""
+        with self._verified() as session:
+            noted = tables.peer_heads(session, self.log_id, peer)
+            return [TreeHead(peer, size, root) for size, root in noted]
+
+    def export(self, path: Path) -> SignedTreeHead:
+        """Write the log to `path` for `privacy.ledger_verify`, replacing the file whole.
+
+        Lines of JSON: a header with the public key, each entry's envelope, the signed head.
+        Readable by its owner only.
+        """
+        with self._verified() as session, replacing(path) as file:
+            head = self._current_head(session)
+            file.write(export_header(self.log_id, self._chain.key) + b"\n")
+            for entry in self._read(session, 0, head.size):
+                file.write(entry.sealed + b"\n")
+            file.write(head.sealed + b"\n")
+            return head
+
+    @contextmanager
+    def _verified(self) -> Iterator[Session]:
+        with self._lock, reading(self._engine) as session:
+            self._catch_up(session)
+            yield session
+
+    def _begin_log(self, session: Session) -> None:
+        head = SignedTreeHead.sign(self._chain.head, timestamp(self._clock()), self._identity)
+        pem = self._identity.public.public_pem
+        tables.add_log(session, self.log_id, tables.Log(pem, head.sealed))
+
+    def _current_head(self, session: Session) -> SignedTreeHead:
+        return SignedTreeHead.from_sealed(self._log_row(session).head, self._chain.key)
+
+    def _log_row(self, session: Session) -> tables.Log:
+        row = tables.find_log(session, self.log_id)
+        if row is None:
+            raise _tampered(f"the log {self.log_id} is gone from its database")
+        return row
+
+    def _catch_up(self, session: Session) -> None:
+        """Verify what the database holds beyond what this object has verified already."""
+        if self._failure is not None:
+            raise self._failure
+        try:
+            row = self._log_row(session)
+            if row.head != self._head_seen:
+                self._verify_growth(session, row)
+        except LedgerError as error:
+            # The chain may have stopped half way: nothing here may be used any more.
+            self._failure = error
+            raise
+
+    def _verify_growth(self, session: Session, row: tables.Log) -> None:
+        if row.public_pem != self._chain.key.public_pem:
+            raise LedgerError(
+                f"the log {self.log_id} was begun with another key",
+                remedy="start the service with the key that began this log",
+                code="ledger-key",
+            )
+        head = SignedTreeHead.from_sealed(row.head, self._chain.key)
+        for sealed in tables.sealed_entries(session, self.log_id, self._chain.tree.size):
+            self._chain.open_next(sealed)
+        if self._chain.head != TreeHead(head.log_id, head.size, head.root):
+            raise _tampered(
+                f"the signed head of {self.log_id} covers {head.size} entries; "
+                f"the database holds {self._chain.tree.size}, or others"
+            )
+        self._head_seen = row.head
+
+    def _read(self, session: Session, start: int, end: int | None) -> Iterator[Entry]:
+        for index, sealed in enumerate(
+            tables.sealed_entries(session, self.log_id, start, end), start
+        ):
+            entry = open_entry(sealed, self._chain.key)
+            if index >= self._chain.tree.size or (
+                leaf_hash(entry.payload) != self._chain.tree.leaf(index)
+            ):
+                raise EntryError(
+                    f"entry {index} of {self.log_id} changed while in use", index=index
+                )
+            yield entry
+
+
+def _require_growth(last: TreeHead, head: TreeHead, proof: Sequence[bytes] | None) -> None:
+    if head.size < last.size:
+        raise _tampered(
+            f"{head.log_id} shows {head.size} entries, and showed {last.size} before",
+            code="peer-head-smaller",
+        )
+    if head.size == last.size and head.root != last.root:
+        raise _tampered(
+            f"{head.log_id} shows two histories of {head.size} entries", code="peer-head-split"
+        )
+    if proof is not None and not verify_consistency(
+        last.size, bytes.fromhex(last.root), head.size, bytes.fromhex(head.root), proof
+    ):
+        raise _tampered(
+            f"{head.log_id} does not prove that its {head.size} entries extend the {last.size} "
+            "that it showed before",
+            code="peer-head-split",
+        )
+
+
+@contextmanager
+def _known_sizes() -> Iterator[None]:
+    try:
+        yield
+    except IndexError as error:
+        raise LedgerError(
+            f"there is no such proof: {error}",
+            remedy="ask about entries and sizes that the log has had",
+            code="ledger-range",
+        ) from error
+
+
+def _tampered(problem: str, code: str = "ledger-invalid") -> LedgerError:
+    return LedgerError(
+        problem,
+        remedy="stop the service, keep the database as evidence, and compare tree heads with the "
+        "other parties",
+        code=code,
+    )

@@ -1,0 +1,174 @@
+"""ε derived from a ledger: every reservation composed, every claim compared.
+
+Holds the rules that a log's events must keep among themselves: no training without a reservation
+(I1), no second training on one reservation (I2), no claim that the reservations do not give.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from privacy.accountant import MechanismEvent, epsilon, epsilon_sec
+from privacy.errors import AccountingError
+from privacy.ledger_entry import Entry, EntryError
+from privacy.ledger_events import RESERVED, TRAINED, MechanismRun, TrainedRound
+
+CLAIM_TOLERANCE = 1e-3  # relative and absolute: what two versions of an accountant may differ by
+
+
+@dataclasses.dataclass(frozen=True)
+class DerivedEpsilon:
+    """ε of one (site, purpose) after a whole log, derived from its reservations alone.
+
+    Attributes:
+        epsilon_loc: composed over all reservations, at `delta`; a crash counts as spent.
+        epsilon_sec: the same under secure aggregation with `honest_sites` honest sites.
+        claimed_loc: what the site's last `round.trained` claimed, None where none was trained.
+        reserved: rounds reserved.
+        trained: rounds trained.
+    """
+
+    site: str
+    purpose: str
+    delta: float
+    epsilon_loc: float
+    epsilon_sec: float
+    honest_sites: int
+    claimed_loc: float | None
+    reserved: int
+    trained: int
+
+
+class Spend:
+    """Reservations and trainings of one site for one purpose, in the order of its log."""
+
+    def __init__(self, site: str, purpose: str) -> None:
+        self._site = site
+        self._purpose = purpose
+        self._runs: dict[tuple[str, int], MechanismRun] = {}  # by (job, round), oldest first
+        self._trained: dict[tuple[str, int], TrainedRound] = {}
+        self._composed: Counter[MechanismEvent] = Counter()  # steps, by the mechanism of one
+
+    @property
+    def reserved(self) -> int:
+        """Rounds reserved."""
+        return len(self._runs)
+
+    def reserve(self, run: MechanismRun) -> None:
+        """Count a reservation; the same one again, as after a crash, counts once.
+
+        Raises ValueError when the round was reserved for another mechanism.
+        """
+        key = (run.job, run.round)
+        if key not in self._runs:
+            self._composed[replace(run.event(), count=1)] += run.steps
+            self._runs[key] = run
+        elif self._runs[key] != run:
+            raise ValueError("it reserves a round again, for another mechanism")
+
+    def train(self, trained: TrainedRound) -> None:
+        """Check a training and its claim. Raises ValueError saying what is wrong."""
+        key = (trained.run.job, trained.run.round)
+        if key not in self._runs:
+            raise ValueError("it trains a round that was not reserved")
+        if self._runs[key] != trained.run:
+            raise ValueError("it trains with another mechanism than was reserved")
+        if key in self._trained:
+            raise ValueError("it trains a round twice on one reservation")
+        self._check_claims(trained)
+        self._trained[key] = trained
+
+    def derive(self) -> DerivedEpsilon:
+        """ε after everything counted so far."""
+        events = self._events()
+        last = list(self._trained.values())[-1] if self._trained else None
+        delta = list(self._runs.values())[-1].delta
+        honest_sites = last.honest_sites if last else 1
+        return DerivedEpsilon(
+            site=self._site,
+            purpose=self._purpose,
+            delta=delta,
+            epsilon_loc=epsilon(events, delta),
+            epsilon_sec=epsilon_sec(events, delta, honest_sites),
+            honest_sites=honest_sites,
+            claimed_loc=last.epsilon_loc if last else None,
+            reserved=self.reserved,
+            trained=len(self._trained),
+        )
+
+    def _events(self) -> list[MechanismEvent]:
+        return [replace(event, count=steps) for event, steps in self._composed.items()]
+
+    def _events_when_reserved(self, run: MechanismRun) -> list[MechanismEvent]:
+        runs = list(self._runs.values())
+        return [earlier.event() for earlier in runs[: runs.index(run) + 1]]
+
+    def _check_claims(self, trained: TrainedRound) -> None:
+        # A claim may be of the moment of its reservation or of its training: another job may have
+        # reserved in between.
+        delta, sites = trained.run.delta, trained.honest_sites
+
+        def loc(some: Sequence[MechanismEvent]) -> float:
+            return epsilon(some, delta)
+
+        def sec(some: Sequence[MechanismEvent]) -> float:
+            return epsilon_sec(some, delta, sites)
+
+        claims = (("ε_loc", trained.epsilon_loc, loc), ("ε_sec", trained.epsilon_sec, sec))
+        for name, claimed, derive in claims:
+            most = derive(self._events())
+            if _equal(claimed, most):
+                continue
+            least = derive(self._events_when_reserved(trained.run))
+            if claimed < least and not _equal(claimed, least):
+                raise ValueError(f"it claims {name} {claimed:.6g}; {least:.6g} was spent")
+            if claimed > most:
+                raise ValueError(
+                    f"it claims {name} {claimed:.6g}, but the log's reservations give {most:.6g}: "
+                    "some are missing"
+                )
+
+
+class SpendBook:
+    """Every (site, purpose) of one log."""
+
+    def __init__(self, log_id: str) -> None:
+        self._log_id = log_id
+        self._spends: dict[tuple[str, str], Spend] = {}
+
+    def note(self, entry: Entry) -> None:
+        """Take in the next entry. Raises EntryError when a reservation or training is wrong."""
+        try:
+            if entry.kind == RESERVED:
+                run = MechanismRun.from_fields(entry.fields, self._log_id)
+                self._spend(run).reserve(run)
+            elif entry.kind == TRAINED:
+                trained = TrainedRound.from_fields(entry.fields, self._log_id)
+                self._spend(trained.run).train(trained)
+        except (ValueError, AccountingError) as error:
+            raise EntryError(
+                f"entry {entry.index} ({entry.kind}) is signed and wrong: {error}",
+                index=entry.index,
+                code="ledger-claim",
+            ) from error
+
+    def derive(self) -> tuple[DerivedEpsilon, ...]:
+        """ε of each site and purpose, in the order in which they first appear.
+
+        Raises AccountingError when the accountants disagree about one.
+        """
+        return tuple(spend.derive() for spend in self._spends.values() if spend.reserved)
+
+    def _spend(self, run: MechanismRun) -> Spend:
+        key = (run.site, run.purpose)
+        return self._spends.setdefault(key, Spend(*key))
+
+
+def _equal(claimed: float, derived: float) -> bool:
+    if math.inf in (claimed, derived):
+        return claimed == derived
+    return math.isclose(claimed, derived, rel_tol=CLAIM_TOLERANCE, abs_tol=CLAIM_TOLERANCE)

@@ -1,0 +1,107 @@
+"""The ledger's tables, and the few statements that read and write them.
+
+A log row holds the current signed tree head, so that every committed state of the entries has a
+signature over its root. Rows are only evidence: `privacy.ledger` trusts none before it verifies.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from sqlalchemy import ForeignKey, insert, select, update
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from privacy.store import Base
+
+_ROWS_PER_FETCH = 1000
+
+
+class LogRow(Base):
+    """One log: its public key and its current signed tree head (a DSSE envelope)."""
+
+    __tablename__ = "ledger_log"
+
+    log_id: Mapped[str] = mapped_column(primary_key=True)
+    public_pem: Mapped[str]
+    head: Mapped[bytes]
+
+
+class EntryRow(Base):
+    """One entry as its DSSE envelope. Its columns are not trusted: the envelope says its place."""
+
+    __tablename__ = "ledger_entry"
+
+    log_id: Mapped[str] = mapped_column(ForeignKey(LogRow.log_id), primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    sealed: Mapped[bytes]
+
+
+class PeerHeadRow(Base):
+    """A tree head of another party's log that `log_id` has seen; never deleted."""
+
+    __tablename__ = "ledger_peer_head"
+
+    log_id: Mapped[str] = mapped_column(ForeignKey(LogRow.log_id), primary_key=True)
+    peer: Mapped[str] = mapped_column(primary_key=True)
+    size: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    root: Mapped[str]
+    noted_at: Mapped[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+    """What the database says of a log: its public key and its signed head's envelope."""
+
+    public_pem: str
+    head: bytes
+
+
+def find_log(session: Session, log_id: str) -> Log | None:
+    """The log's row as it is now."""
+    query = select(LogRow.public_pem, LogRow.head).where(LogRow.log_id == log_id)
+    row = session.execute(query).one_or_none()
+    return None if row is None else Log(*row)
+
+
+def add_log(session: Session, log_id: str, log: Log) -> None:
+    """Begin a log."""
+    session.execute(insert(LogRow).values(log_id=log_id, **dataclasses.asdict(log)))
+
+
+def add_entry(session: Session, log_id: str, position: int, sealed: bytes, head: bytes) -> None:
+    """Add an entry, and put the head that covers it in the place of the last."""
+    session.execute(insert(EntryRow).values(log_id=log_id, position=position, sealed=sealed))
+    session.execute(update(LogRow).where(LogRow.log_id == log_id).values(head=head))
+
+
+def sealed_entries(
+    session: Session, log_id: str, start: int = 0, end: int | None = None
+) -> Iterator[bytes]:
+    """Envelopes of entries [start, end) in order, fetched a page at a time."""
+    query = select(EntryRow.sealed).where(EntryRow.log_id == log_id, EntryRow.position >= start)
+    if end is not None:
+        query = query.where(EntryRow.position < end)
+    rows = session.execute(
+        query.order_by(EntryRow.position).execution_options(yield_per=_ROWS_PER_FETCH)
+    )
+    yield from rows.scalars()
+
+
+def peer_heads(session: Session, log_id: str, peer: str) -> list[tuple[int, str]]:
+    """(size, root) of every head of `peer` that was noted, smallest first."""
+    query = select(PeerHeadRow.size, PeerHeadRow.root).where(
+        PeerHeadRow.log_id == log_id, PeerHeadRow.peer == peer
+    )
+    return [(size, root) for size, root in session.execute(query.order_by(PeerHeadRow.size))]
+
+
+def add_peer_head(
+    session: Session, *, log_id: str, peer: str, size: int, root: str, noted_at: str
+) -> None:
+    """Keep a head of `peer`."""
+    session.execute(
+        insert(PeerHeadRow).values(
+            log_id=log_id, peer=peer, size=size, root=root, noted_at=noted_at
+        )
+    )
