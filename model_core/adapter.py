@@ -187,7 +187,7 @@ def attach(
     )
     peft_config = LoraConfig(
         r=exact.rank,
-        lora_alpha=exact.scaling * exact.rank,  # type: ignore[arg-type]
+        lora_alpha=exact.scaling * exact.rank,
         target_modules=list(exact.target_modules),
         target_parameters=list(exact.target_parameters),
         lora_dropout=0.0,

@@ -29,6 +29,7 @@ MAX_WINDOW_S = 30.0
 MARGIN_S = 3.0
 _FRAMES_PER_STATE = 2
 _FRAMES_PER_S = RATE_HZ // HOP_SAMPLES
+STATES_PER_S = _FRAMES_PER_S // _FRAMES_PER_STATE
 _FLOOR = 1e-10
 _DYNAMIC_RANGE_LOG10 = 8.0
 
@@ -45,7 +46,7 @@ def window_frames(duration_s: float) -> int:
 
 
 @functools.cache
-def _filters_MF(mel_bins: int) -> Tensor:
+def _mel_filters(mel_bins: int) -> Tensor:
     bank_FM = mel_filter_bank(
         num_frequency_bins=1 + FFT_SAMPLES // 2,
         num_mel_filters=mel_bins,
@@ -79,7 +80,7 @@ def log_mel(clips: Sequence[Tensor], duration_s: float, mel_bins: int = 80) -> T
     window = torch.hann_window(FFT_SAMPLES)
     spectrum = torch.stft(padded_BN, FFT_SAMPLES, HOP_SAMPLES, window=window, return_complex=True)
     power_BFT = spectrum[..., :frames].abs() ** 2
-    log_BMT = (_filters_MF(mel_bins) @ power_BFT).clamp(min=_FLOOR).log10()
+    log_BMT = (_mel_filters(mel_bins) @ power_BFT).clamp(min=_FLOOR).log10()
     peak_B11 = log_BMT.amax(dim=(1, 2), keepdim=True)
     return (torch.maximum(log_BMT, peak_B11 - _DYNAMIC_RANGE_LOG10) + 4.0) / 4.0
 

@@ -28,6 +28,7 @@ class SpeechTokenizer:
         start: `<|startoftranscript|>`.
         previous: `<|startofprev|>`.
         no_timestamps: `<|notimestamps|>`; every id above it is a time.
+        no_speech: `<|nospeech|>` (`<|nocaptions|>` in older files), None if there is none.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, multilingual: bool) -> None:
@@ -38,6 +39,7 @@ class SpeechTokenizer:
         self.start = self._control("<|startoftranscript|>")
         self.previous = self._control("<|startofprev|>")
         self.no_timestamps = self._control("<|notimestamps|>")
+        self.no_speech = self._known("<|nospeech|>", "<|nocaptions|>")
         self._first_control = min(self.end, self.start)
 
     @classmethod
@@ -79,14 +81,14 @@ class SpeechTokenizer:
         """
         if not self.multilingual:
             return (self.start, self.no_timestamps)
-        token = self._tokenizer.token_to_id(f"<|{language}|>")
+        token = self._known(f"<|{language}|>")
         if token is None:
             raise TextError(
                 f"the model knows no language {language!r}",
                 remedy="use a two-letter code of Whisper's languages, such as en, fr or zh",
                 code="text-language",
             )
-        return (self.start, int(token), self._control("<|transcribe|>"), self.no_timestamps)
+        return (self.start, token, self._control("<|transcribe|>"), self.no_timestamps)
 
     def prompt(self, terms: Sequence[str]) -> tuple[int, ...]:
         """`<|startofprev|>` and the terms, comma-separated: Whisper's hotword prompt.
@@ -102,11 +104,15 @@ class SpeechTokenizer:
             ids.extend(piece)
         return (self.previous, *ids) if ids else ()
 
+    def _known(self, *names: str) -> int | None:
+        found = (self._tokenizer.token_to_id(name) for name in names)
+        return next((int(token) for token in found if token is not None), None)
+
     def _control(self, token: str) -> int:
-        found = self._tokenizer.token_to_id(token)
+        found = self._known(token)
         if found is None:
             raise WeightsError(
                 f"the tokenizer has no {token}",
                 remedy="use the tokenizer.json of a Whisper checkpoint",
             )
-        return int(found)
+        return found
