@@ -1,0 +1,291 @@
+"""The site's agent: one parcel in, one parcel out, and nothing but a code when it says no.
+
+Every parcel is verified against the coordinator's pinned key before a field of it is believed; a
+plan must pass the site's policy when it arrives and again at each round. All that it does is on the
+ledger; all that leaves has a receipt.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from client_node.errors import RefusalError, refusal_code
+from client_node.policy import SitePolicy
+from client_node.private_round import PrivateRounds, Trainer
+from client_node.site_log import SiteLog
+from client_node.store import PlanBook
+from privacy.budget import Budget
+from privacy.errors import BudgetError, LedgerError
+from privacy.ledger import Ledger
+from privacy.ledger_entry import TreeHead
+from privacy.parcel import Answer, Parcel, ParcelKind, ReleaseManifest, RoundOrder
+from privacy.plan import RoundPlan
+from privacy.signing import (
+    Identity,
+    PublicIdentity,
+    open_as,
+    open_statement,
+    payload_type_of,
+    seal,
+)
+
+FLOAT32_BYTES = 4
+_EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
+MAX_STATEMENT_BYTES = 4 << 20
+PEER_HEAD_CODES = frozenset({"peer-head-smaller", "peer-head-split"})
+
+
+class Releases(Protocol):
+    """Verified releases, as the agent sees them (`client_node.model_store.ModelStore`)."""
+
+    def stage(self, statement: bytes, adapter: bytes) -> ReleaseManifest:
+        """Verify a release and keep it."""
+        ...
+
+    def activate(self, release: str) -> object:
+        """Make a kept release the one that serves."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """What a verified parcel asks about; empty until its signature has been checked."""
+
+    subject_sha256: str
+    job: str = ""
+    round: int = 0
+
+
+class SiteAgent:
+    """Answers parcels for one site. Safe for several threads: one parcel at a time."""
+
+    def __init__(
+        self,
+        *,
+        site: str,
+        identity: Identity,
+        coordinator: PublicIdentity,
+        policy: SitePolicy,
+        plans: PlanBook,
+        rounds: PrivateRounds,
+        trainer: Trainer,
+        releases: Releases,
+        budget: Budget,
+        ledger: Ledger,
+        keep_receipt: Callable[[Parcel], None],
+        log: SiteLog,
+    ) -> None:
+        """Settles rounds that an earlier crash left sealed but unsettled."""
+        self._site = site
+        self._identity = identity
+        self._coordinator = coordinator
+        self._policy = policy
+        self._plans = plans
+        self._rounds = rounds
+        self._trainer = trainer
+        self._releases = releases
+        self._budget = budget
+        self._ledger = ledger
+        self._keep_receipt = keep_receipt
+        self._log = log
+        self._lock = threading.Lock()
+        self.failure: LedgerError | None = None
+        """Set when the ledger no longer verifies; the service must then stop (I4)."""
+        for entry in rounds.unsettled():
+            rounds.resend(self._plan(entry.job)[0], entry)
+
+    def handle(self, parcel: Parcel) -> Parcel:
+        """Answer one parcel; whatever goes wrong on the way becomes a refusal with a code."""
+        started = time.monotonic()
+        with self._lock:
+            asked = _Asked(hashlib.sha256(parcel.statement).hexdigest())
+            try:
+                asked, act = self._verify(parcel)
+                reply = act()
+            except Exception as error:  # noqa: BLE001 - the boundary: a code leaves, never words
+                reply = self._refuse(asked, error)
+        self._log.event(
+            f"parcel-{reply.kind}",
+            round=asked.round,
+            seconds=round(time.monotonic() - started, 3),
+            size_bytes=reply.size_bytes,
+        )
+        return reply
+
+    def refuse(self, code: str) -> Parcel:
+        """A refusal of something that was not even a parcel."""
+        with self._lock:
+            error = RefusalError(code, "not a parcel", remedy="check both sides' versions")
+            return self._refuse(_Asked(hashlib.sha256(b"").hexdigest()), error)
+
+    def _verify(self, parcel: Parcel) -> tuple[_Asked, Callable[[], Parcel]]:
+        """Check the signature; returns what is asked and the work that answers it."""
+        if self.failure is not None:
+            raise self.failure
+        trusted = (self._coordinator,)
+        statement, payload = parcel.statement, parcel.payload
+        if parcel.kind == "prepare":
+            plan = open_as(RoundPlan, statement, trusted, MAX_STATEMENT_BYTES)
+            asked = _Asked(plan.sha256, plan.job)
+            return asked, lambda: self._prepare(asked, plan, payload)
+        if parcel.kind == "round":
+            order = open_as(RoundOrder, statement, trusted)
+            asked = _Asked(order.payload_sha256, order.job, order.round)
+            return asked, lambda: self._round(order, payload)
+        if parcel.kind == "release":
+            manifest = open_as(ReleaseManifest, statement, trusted)
+            signed = open_statement(statement, payload_type_of(ReleaseManifest), trusted)
+            asked = _Asked(hashlib.sha256(signed).hexdigest(), manifest.job)
+            return asked, lambda: self._release(asked, manifest, parcel)
+        raise RefusalError(
+            "parcel-invalid",
+            "a coordinator does not send this kind of parcel",
+            remedy="check that coordinator and site run the same version of Auricle",
+        )
+
+    def _prepare(self, asked: _Asked, plan: RoundPlan, basis: bytes) -> Parcel:
+        expected = plan.adapter.basis_sha256 or _EMPTY_SHA256
+        _require(hashlib.sha256(basis).hexdigest() == expected, "payload-mismatch")
+        self._veto(plan)
+        self._predict(plan)
+        self._trainer.check(plan, basis)
+        if self._plans.find(plan.job) is None:
+            self._ledger.append(
+                "plan.accepted",
+                {
+                    "job": plan.job,
+                    "plan_sha256": plan.sha256,
+                    "policy_sha256": self._policy.sha256,
+                    "rounds": plan.rounds,
+                },
+            )
+        _require(self._plans.accept(plan.job, plan.sha256, plan.to_json(), basis), "plan-mismatch")
+        return self._answer("accepted", asked, "ok")
+
+    def _round(self, order: RoundOrder, vector: bytes) -> Parcel:
+        plan, basis = self._plan(order.job)
+        _require(plan.sha256 == order.plan_sha256, "plan-mismatch")
+        _require(hashlib.sha256(vector).hexdigest() == order.payload_sha256, "payload-mismatch")
+        _require(len(vector) == plan.adapter.size * FLOAT32_BYTES, "payload-mismatch")
+        if (entry := self._rounds.find(order.job, order.round)) is not None:
+            _require(entry.order_sha256 == order.payload_sha256, "round-conflict")
+            return self._rounds.resend(plan, entry)
+        _require(1 <= order.round <= plan.rounds, "round-out-of-range")
+        _require(order.round > self._rounds.last_round(order.job), "round-stale")
+        self._veto(plan)
+        self._note_head(order.job, order.tree_size, order.tree_head)
+        return self._rounds.run(plan, basis, order, vector)
+
+    def _release(self, asked: _Asked, manifest: ReleaseManifest, parcel: Parcel) -> Parcel:
+        _require(self._coordinator.key_id in self._policy.coordinators, "policy-coordinator")
+        if (known := self._plans.find(manifest.job)) is not None:
+            plan = RoundPlan.from_json(known[0])
+            _require(plan.sha256 == manifest.plan_sha256, "plan-mismatch")
+        self._note_head(manifest.job, manifest.tree_size, manifest.tree_head)
+        staged = self._releases.stage(parcel.statement, parcel.payload)
+        self._releases.activate(staged.release)
+        self._ledger.append(
+            "release.activated",
+            {
+                "release": staged.release,
+                "job": staged.job,
+                "adapter_sha256": staged.adapter_sha256,
+                "base_sha256": staged.base_sha256,
+            },
+        )
+        return self._answer("activated", asked, "ok")
+
+    def _veto(self, plan: RoundPlan) -> None:
+        codes = self._policy.veto(plan, site=self._site, coordinator=self._coordinator.key_id)
+        if codes:
+            facts = {"job": plan.job, "plan_sha256": plan.sha256, "codes": codes}
+            self._ledger.append("plan.vetoed", facts | {"policy_sha256": self._policy.sha256})
+            raise RefusalError(
+                codes[0],
+                f"the plan breaks this site's policy: {', '.join(codes)}",
+                remedy="ask the coordinator's operator for another plan, or change policy.toml",
+            )
+
+    def _predict(self, plan: RoundPlan) -> None:
+        """Refuse a job that this site's budget cannot see to its end."""
+        if plan.privacy_mode == "none":
+            return  # the policy has allowed it, or _veto would have refused
+        epsilon, cap = self._budget.after(plan, plan.rounds), self._policy.cap(plan.purpose)
+        if not epsilon <= cap:
+            raise BudgetError(
+                f"the whole job would bring its purpose to ε = {epsilon:.4g}, over {cap:.4g}",
+                remedy="ask for a job with more noise or fewer rounds, or raise the cap",
+            )
+
+    def _plan(self, job: str) -> tuple[RoundPlan, bytes]:
+        known = self._plans.find(job)
+        if known is None:
+            raise RefusalError(
+                "plan-unknown",
+                "this site has accepted no plan of that job",
+                remedy="let the coordinator send the plan first",
+            )
+        return RoundPlan.from_json(known[0]), known[1]
+
+    def _note_head(self, job: str, size: int, root: str) -> None:
+        """Remember the coordinator's ledger head; it may only grow, in a job and over all jobs.
+
+        Within a job order is strict. Over all jobs a smaller head may be an order that waited
+        while another job went on, so it only must not contradict a head of its own size.
+        """
+        log = f"coordinator/{self._coordinator.key_id[:16]}"
+        try:
+            self._ledger.note_head(TreeHead(f"{log}/{job}", size, root))
+            noted = self._ledger.noted_heads(log)
+            if not noted or size >= noted[-1].size:
+                self._ledger.note_head(TreeHead(log, size, root))
+            else:
+                same = [head.root for head in noted if head.size == size]
+                _require(same in ([], [root]), "ledger-rewound")
+        except LedgerError as error:
+            if error.code not in PEER_HEAD_CODES:
+                raise
+            raise RefusalError(
+                "ledger-rewound", error.problem, remedy="compare the coordinator's ledger exports"
+            ) from error
+
+    def _refuse(self, asked: _Asked, error: Exception) -> Parcel:
+        code = refusal_code(error)
+        self._log.event(f"refused-{code}", round=asked.round)
+        self._log.fault(error)
+        if self.failure is None:
+            try:
+                facts = {"job": asked.job, "round": asked.round, "code": code}
+                self._ledger.append("parcel.refused", facts)
+            except LedgerError as broken:
+                self.failure = broken
+        if isinstance(error, LedgerError):
+            self.failure = error
+            code = LedgerError.code
+        return self._answer("refused", asked, code)
+
+    def _answer(self, kind: ParcelKind, asked: _Asked, code: str) -> Parcel:
+        answer = Answer(
+            job=asked.job,
+            round=asked.round,
+            site=self._site,
+            subject_sha256=asked.subject_sha256,
+            code=code,
+        )
+        parcel = Parcel(kind, seal(answer, self._identity))
+        self._keep_receipt(parcel)
+        return parcel
+
+
+def _require(holds: bool, code: str) -> None:
+    if not holds:
+        raise RefusalError(
+            code,
+            f"a parcel of the coordinator fails the check {code}",
+            remedy="compare this site's ledger with the coordinator's",
+        )

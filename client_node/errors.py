@@ -1,0 +1,106 @@
+"""Errors of a site, and the only codes that may leave it.
+
+`SiteError` speaks to the person at this machine: its text may name local things. What crosses to
+the coordinator is a code from `REFUSAL_CODES` and nothing else (invariant I5).
+"""
+
+from __future__ import annotations
+
+from privacy.errors import AuricleError
+
+REFUSAL_CODES = frozenset(
+    {
+        # The parcel itself.
+        "parcel-invalid",
+        "signature-invalid",
+        "statement-too-large",
+        "statement-malformed",
+        "statement-kind",
+        "statement-fields",
+        "plan-invalid",
+        "payload-mismatch",
+        # Order of events.
+        "plan-unknown",
+        "plan-mismatch",
+        "round-out-of-range",
+        "round-stale",
+        "round-conflict",
+        "round-interrupted",
+        "ledger-rewound",
+        # This site's own policy.
+        "policy-site",
+        "policy-coordinator",
+        "policy-base",
+        "policy-adapter",
+        "policy-purpose",
+        "policy-delta",
+        "policy-noise",
+        "policy-unprotected",
+        "policy-cohort",
+        "policy-honest-sites",
+        "policy-utterances",
+        "policy-upload",
+        "budget-exceeded",
+        "budget-delta",
+        "budget-unprotected",
+        "budget-conflict",
+        "plan-round",
+        "plan-site",
+        "accounting-refused",
+        # Training.
+        "base-checksum",
+        "adapter-mismatch",
+        "adapter-in-encoder",
+        "layer-unsupported",
+        "training-failed",
+        # Releases.
+        "release-refused",
+        "release-hash",
+        "release-base",
+        "release-size",
+        "release-name",
+        "release-conflict",
+        "release-older",
+        "release-missing",
+        "release-pointer",
+        # The node.
+        "ledger-invalid",
+        "internal",
+    }
+)
+
+
+class SiteError(AuricleError):
+    """Something at this site must be put right before work can go on."""
+
+    code = "site-error"
+    exit_code = 10
+
+
+class ManifestError(SiteError):
+    """A recordings manifest is wrong; nothing was imported."""
+
+    code = "manifest-invalid"
+    exit_code = 11
+
+
+class LinkError(SiteError):
+    """The coordinator cannot be reached, or is not who its invite said."""
+
+    code = "coordinator-unreachable"
+    exit_code = 12
+
+
+class RefusalError(SiteError):
+    """A parcel is refused; `code` says why and is all that the coordinator learns."""
+
+    code = "internal"
+
+    def __init__(self, code: str, problem: str, *, remedy: str) -> None:
+        super().__init__(problem, remedy=remedy, code=code)
+
+
+def refusal_code(error: BaseException) -> str:
+    """The code from `REFUSAL_CODES` that stands for `error`; anything unknown is "internal"."""
+    code = getattr(error, "code", None)
+    return code if isinstance(code, str) and code in REFUSAL_CODES else "internal"

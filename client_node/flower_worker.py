@@ -1,0 +1,169 @@
+"""The site's one Flower file: a warm worker that answers messages with installed code only.
+
+It takes the place of flwr's SuperExec and ClientApp processes: it claims tasks from the SuperNode's
+loopback Runtime API, turns each Flower message into a parcel, hands it to the agent and sends the
+answer back. The app bundle that Flower delivers with a run is never unpacked: its hash is checked
+and its code is not run. An exception leaves as a code, never as text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, cast
+
+import httpx
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode, SubStatus
+from flwr.proto.runtime_pb2 import AcquireTaskRequest, SendTaskHeartbeatRequest
+from flwr.supercore.heartbeat import HeartbeatSender
+from flwr.supercore.interceptors import (
+    RuntimeTokenHttpInterceptor,
+    RuntimeVersionHttpInterceptor,
+    SuperExecAuthHttpInterceptor,
+)
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
+
+from client_node.errors import RefusalError, refusal_code
+from client_node.site_log import SiteLog
+from privacy.parcel import Parcel, ParcelKind
+
+MESSAGE_TYPE = "query"
+TASK_TYPE = "flwr-clientapp"
+ACQUIRE_METHOD = "/flwr.proto.Runtime/AcquireTask"
+POLL_S = 0.1
+COORDINATOR_KINDS = frozenset({"prepare", "round", "release"})
+
+Handle = Callable[[Parcel], Parcel]
+Refuse = Callable[[str], Parcel]
+
+
+def message_to_parcel(message: Message) -> Parcel:
+    """Read a coordinator's message. Raises RefusalError ("parcel-invalid") if it is none."""
+    try:
+        if message.metadata.message_type != MESSAGE_TYPE:
+            raise ValueError
+        content = message.content
+        record = content.config_records["parcel"]
+        kind, statement = record["kind"], record["statement"]
+        if kind not in COORDINATOR_KINDS or not isinstance(statement, bytes):
+            raise ValueError
+        payload = b""
+        if "payload" in content.array_records:
+            packed = content.array_records["payload"]["packed"].numpy()
+            if packed.dtype != np.uint8 or packed.ndim != 1:
+                raise ValueError
+            payload = packed.tobytes()
+        return Parcel(cast(ParcelKind, kind), statement, payload)
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise RefusalError(
+            "parcel-invalid",
+            "a message of the coordinator is not a parcel",
+            remedy="check that coordinator and site run the same version of Auricle",
+        ) from error
+
+
+def parcel_to_content(parcel: Parcel) -> RecordDict:
+    """A parcel as Flower carries it: one config record, and one byte array unless it is empty."""
+    record = ConfigRecord({"kind": parcel.kind, "statement": parcel.statement})
+    content = RecordDict({"parcel": record})
+    if parcel.payload:
+        packed = Array(np.frombuffer(parcel.payload, dtype=np.uint8))
+        content["payload"] = ArrayRecord({"packed": packed})
+    return content
+
+
+class FlowerWorker:
+    """Answers the SuperNode's tasks, one at a time, until told to stop."""
+
+    def __init__(
+        self, address: str, secret: bytes, handle: Handle, refuse: Refuse, log: SiteLog
+    ) -> None:
+        """`address` is the Runtime API's host:port; `refuse` makes a refusal of a code."""
+        self._address = address
+        self._handle = handle
+        self._refuse = refuse
+        self._log = log
+        self._version = RuntimeVersionHttpInterceptor(component_name="SuperExec")
+        auth = SuperExecAuthHttpInterceptor(
+            master_secret=secret, protected_methods=frozenset({ACQUIRE_METHOD})
+        )
+        self._tasks = self._client(self._version, auth)
+
+    def run(self, stop: threading.Event) -> None:
+        """Serve until `stop` is set. What the agent raises to stop the service comes through."""
+        request = AcquireTaskRequest(supported_task_types=[TASK_TYPE])
+        try:
+            while not stop.is_set():
+                token = ""
+                try:
+                    token = self._tasks.AcquireTask(request).token
+                except httpx.HTTPError:
+                    self._log.event("runtime-unavailable")
+                if token:
+                    self._serve(token)
+                else:
+                    stop.wait(POLL_S)
+        finally:
+            self._tasks.close()
+
+    def _serve(self, token: str) -> None:
+        """Answer one task. A broken connection loses the task; the outbox has the update."""
+        started = time.monotonic()
+        client = self._client(self._version, RuntimeTokenHttpInterceptor(token))
+        heartbeat = HeartbeatSender(_heartbeat(client))
+        heartbeat.start()
+        try:
+            message, context, _, bundle = pull_task_input(client)
+            reply = self._answer(message, bundle)
+            push_message(client, reply, context)
+            push_task_output(client, context, SubStatus.COMPLETED, "")
+            self._log.event("task-answered", seconds=round(time.monotonic() - started, 3))
+        except (httpx.HTTPError, RuntimeError, ValueError):
+            self._log.event("task-lost", seconds=round(time.monotonic() - started, 3))
+        finally:
+            heartbeat.stop()
+            client.close()
+
+    def _answer(self, message: Message, bundle: Any) -> Message:
+        try:
+            if hashlib.sha256(bundle.content).hexdigest() != bundle.hash_str:
+                reply = self._refuse("parcel-invalid")
+            else:
+                reply = self._handle(message_to_parcel(message))
+            return Message(parcel_to_content(reply), reply_to=message)
+        except RefusalError as error:
+            return Message(parcel_to_content(self._refuse(error.code)), reply_to=message)
+        except Exception as error:  # noqa: BLE001 - the boundary: a code leaves, never words
+            code = refusal_code(error)
+            self._log.fault(error)
+            return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, code), reply_to=message)
+
+    def _client(self, *interceptors: Any) -> RuntimeHttpClient:
+        # No retries here: flwr's retry interrupts the process on a 401, and the loopback peer is
+        # either alive or about to be replaced together with this worker.
+        return RuntimeHttpClient.from_server_address(
+            server_address=self._address,
+            insecure=True,
+            root_certificates=None,
+            interceptors=list(interceptors),
+        )
+
+
+def _heartbeat(client: RuntimeHttpClient) -> Callable[[], bool]:
+    """Tell the SuperNode that the task lives. A lost beat must not interrupt a private round."""
+
+    def beat() -> bool:
+        try:
+            client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
+        except httpx.HTTPStatusError:
+            return True  # the task is gone; pushing the answer will find out
+        except httpx.TransportError:
+            return False
+        return True
+
+    return beat

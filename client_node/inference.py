@@ -1,0 +1,96 @@
+"""On-site transcription with the active release, or the base where none is active.
+
+A swap of release takes effect at the next recording: the pointer is compared before each one, and
+a changed pointer means the base and the release are loaded and verified anew (invariant I3).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from model_core.transcribe import Transcriber, Transcript
+
+from client_node.model_store import ModelStore, VerifiedRelease
+from model_core.adapter import load_adapter
+from model_core.audio import read_audio
+from model_core.base import load_base
+
+LoadTranscriber = Callable[[bytes | None], Transcriber]
+"""Makes a transcriber from an adapter's safetensors bytes; None is the bare base."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Transcription:
+    """A transcript and the release that made it; None is the base model."""
+
+    transcript: Transcript
+    release: str | None
+
+
+def transcriber_loader(
+    base_folder: Path, base_sha256: str, prompt_terms: Sequence[str] = ()
+) -> LoadTranscriber:
+    """Loader over a base on disk. The base is read and its hash checked at every call, since
+    attaching an adapter changes the modules of the model it is attached to."""
+
+    def load(adapter_bytes: bytes | None) -> Transcriber:
+        base = load_base(base_folder, expected_sha256=base_sha256)
+        adapter = None if adapter_bytes is None else load_adapter(base.model, adapter_bytes)
+        return Transcriber(base, adapter=adapter, prompt_terms=tuple(prompt_terms))
+
+    return load
+
+
+class SiteTranscriber:
+    """Transcribes with whatever the model store says serves. Safe to call from many threads."""
+
+    def __init__(self, store: ModelStore, load: LoadTranscriber) -> None:
+        """Nothing is loaded until the first recording or `warm_up`."""
+        self._store = store
+        self._load = load
+        self._lock = threading.Lock()
+        self._loaded: tuple[str | None, Transcriber] | None = None
+
+    @property
+    def release(self) -> str | None:
+        """Name of the release that the next recording is transcribed with; None is the base."""
+        return self._store.active_id
+
+    def warm_up(self) -> None:
+        """Load now. Raises ReleaseError, SignatureError or WeightsError like `transcribe`."""
+        with self._lock:
+            self._current()
+
+    def transcribe(self, path: Path) -> Transcription:
+        """Transcribe one audio file of any rate and usual container.
+
+        Raises AudioError for the file; ReleaseError, SignatureError or WeightsError when what
+        should serve does not verify (nothing unverified is ever used instead).
+        """
+        samples = read_audio(path)
+        with self._lock:
+            release, transcriber = self._current()
+            return Transcription(transcriber.transcribe(samples), release)
+
+    def _current(self) -> tuple[str | None, Transcriber]:
+        release = self._store.active_id
+        if self._loaded is None or self._loaded[0] != release:
+            self._loaded = None  # the old model's memory goes before the new one's comes
+            verified = None if release is None else self._store.load(release)
+            self._loaded = release, self._load(verified.adapter if verified else None)
+        return self._loaded
+
+
+def loads_canary(load: LoadTranscriber) -> Callable[[VerifiedRelease], None]:
+    """Canary for `ModelStore.activate`: the adapter must fit the base that this site serves.
+
+    Raises whatever model_core raises when the adapter's tensors do not match the base.
+    """
+
+    def check(release: VerifiedRelease) -> None:
+        load(release.adapter)
+
+    return check

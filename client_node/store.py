@@ -1,0 +1,284 @@
+"""The room's one SQLAlchemy file: the tables of a site and the questions asked of them.
+
+All tables share `auricle.db` with the budget and the ledger, so that a crash leaves one consistent
+state. `writing` and `reading` (privacy.store) open the transactions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterable, Sequence
+from typing import Literal
+
+from sqlalchemy import Engine, ForeignKey, Select, func, select
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from client_node.errors import SiteError
+from privacy.accountant import MechanismEvent
+from privacy.store import ReservationRow, create_tables, reading, writing
+
+Split = Literal["train", "heldout"]
+
+
+class Base(DeclarativeBase):
+    """Declarative base of a site's own tables."""
+
+
+class SubjectRow(Base):
+    """One person: the privacy unit. Consent, once withdrawn, is not given back by an import."""
+
+    __tablename__ = "subject"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    consent: Mapped[bool]
+
+
+class RecordingRow(Base):
+    """One recording, named by the hash of its file so that the same audio never counts twice."""
+
+    __tablename__ = "recording"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    audio_sha256: Mapped[str] = mapped_column(unique=True)
+    path: Mapped[str]
+    text: Mapped[str]
+    subject_id: Mapped[int] = mapped_column(ForeignKey("subject.id"), index=True)
+    split: Mapped[str]
+    language: Mapped[str | None]
+    duration_s: Mapped[float]
+    term: Mapped[str | None]
+
+
+class PlanRow(Base):
+    """A plan this site has accepted, with the frozen basis that came with it."""
+
+    __tablename__ = "accepted_plan"
+
+    job: Mapped[str] = mapped_column(primary_key=True)
+    plan_sha256: Mapped[str]
+    plan: Mapped[bytes]
+    basis: Mapped[bytes]
+
+
+class OutboxRow(Base):
+    """One sealed round of one job: the exact bytes that leave, however often they are asked for."""
+
+    __tablename__ = "outbox"
+
+    job: Mapped[str] = mapped_column(primary_key=True)
+    round: Mapped[int] = mapped_column(primary_key=True)
+    order_sha256: Mapped[str]
+    statement: Mapped[bytes]
+    payload: Mapped[bytes]
+    settled: Mapped[bool]  # budget and ledger know of it
+
+
+@dataclasses.dataclass(frozen=True)
+class NewRecording:
+    """A checked recording, ready to be stored. `duration_s` is measured, not claimed."""
+
+    audio_sha256: str
+    path: str
+    text: str
+    subject: str
+    split: Split
+    language: str | None
+    duration_s: float
+    term: str | None
+    consent: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """A stored recording. `subject_id` is a local number; the subject's name stays in the store."""
+
+    id: int
+    audio_sha256: str
+    path: str
+    text: str
+    subject_id: int
+    split: str
+    language: str | None
+    duration_s: float
+    term: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """What a site holds: numbers fit for a log or a ledger entry kept at the site."""
+
+    recordings: int
+    subjects: int
+    consenting_subjects: int
+    duration_s: float
+
+
+class SiteStore:
+    """Recordings and subjects of one site."""
+
+    def __init__(self, engine: Engine) -> None:
+        create_tables(engine, Base.metadata)
+        self.engine = engine
+
+    def add(self, recordings: Sequence[NewRecording]) -> int:
+        """Insert or update `recordings` in one transaction; returns how many were new."""
+        with writing(self.engine) as session:
+            subjects = _upsert_subjects(session, recordings)
+            known = {row.audio_sha256: row for row in session.scalars(select(RecordingRow))}
+            added = 0
+            for recording in recordings:
+                row = known.get(recording.audio_sha256)
+                if row is None:
+                    row = RecordingRow(audio_sha256=recording.audio_sha256)
+                    known[recording.audio_sha256] = row
+                    session.add(row)
+                    added += 1
+                row.path, row.text = recording.path, recording.text
+                row.subject_id = subjects[recording.subject].id
+                row.split, row.language = recording.split, recording.language
+                row.duration_s, row.term = recording.duration_s, recording.term
+            return added
+
+    def placements(self) -> dict[str, tuple[str, str]]:
+        """Subject name and split of every stored recording, by audio hash."""
+        query = select(RecordingRow.audio_sha256, SubjectRow.name, RecordingRow.split).join(
+            SubjectRow, SubjectRow.id == RecordingRow.subject_id
+        )
+        with reading(self.engine) as session:
+            return {sha: (name, split) for sha, name, split in session.execute(query)}
+
+    def trainable_subjects(self) -> list[int]:
+        """Ids of the consenting subjects with a training recording, ascending."""
+        query = (
+            select(SubjectRow.id)
+            .join(RecordingRow, RecordingRow.subject_id == SubjectRow.id)
+            .where(SubjectRow.consent.is_(True), RecordingRow.split == "train")
+            .distinct()
+            .order_by(SubjectRow.id)
+        )
+        with reading(self.engine) as session:
+            return list(session.scalars(query))
+
+    def training_recordings(self, subject_ids: Collection[int]) -> dict[int, list[Recording]]:
+        """Training recordings of the consenting ones among `subject_ids`, each list by id."""
+        query = (
+            select(RecordingRow)
+            .join(SubjectRow, SubjectRow.id == RecordingRow.subject_id)
+            .where(SubjectRow.consent.is_(True), RecordingRow.split == "train")
+            .order_by(RecordingRow.id)
+        )
+        wanted = set(subject_ids)
+        found: dict[int, list[Recording]] = {}
+        for recording in self._recordings(query):
+            if recording.subject_id in wanted:
+                found.setdefault(recording.subject_id, []).append(recording)
+        return found
+
+    def recordings(self, split: Split | None = None) -> list[Recording]:
+        """Recordings of consenting subjects, of one split or of both, by id."""
+        query = (
+            select(RecordingRow)
+            .join(SubjectRow, SubjectRow.id == RecordingRow.subject_id)
+            .where(SubjectRow.consent.is_(True))
+            .order_by(RecordingRow.id)
+        )
+        if split is not None:
+            query = query.where(RecordingRow.split == split)
+        return self._recordings(query)
+
+    def withdraw_consent(self, subject: str) -> list[str]:
+        """Never sample `subject` again; returns the hashes of their recordings.
+
+        Raises SiteError where no such subject is stored.
+        """
+        with writing(self.engine) as session:
+            row = session.scalar(select(SubjectRow).where(SubjectRow.name == subject))
+            if row is None:
+                raise SiteError(
+                    "no such subject is stored at this site",
+                    remedy="check the subject id against the manifest that was imported",
+                    code="subject-unknown",
+                )
+            row.consent = False
+            hashes = select(RecordingRow.audio_sha256).where(RecordingRow.subject_id == row.id)
+            return list(session.scalars(hashes))
+
+    def counts(self) -> Counts:
+        """Totals over everything stored."""
+        with reading(self.engine) as session:
+            recordings, duration_s = session.execute(
+                select(func.count(), func.coalesce(func.sum(RecordingRow.duration_s), 0.0))
+            ).one()
+            subjects = session.scalar(select(func.count()).select_from(SubjectRow)) or 0
+            consenting = (
+                session.scalar(
+                    select(func.count()).select_from(SubjectRow).where(SubjectRow.consent.is_(True))
+                )
+                or 0
+            )
+        return Counts(recordings, subjects, consenting, float(duration_s))
+
+    def _recordings(self, query: Select[RecordingRow]) -> list[Recording]:
+        names = [field.name for field in dataclasses.fields(Recording)]
+        with reading(self.engine) as session:
+            return [
+                Recording(**{name: getattr(row, name) for name in names})
+                for row in session.scalars(query)
+            ]
+
+
+class PlanBook:
+    """Plans this site has accepted. A plan is kept as the bytes that were hashed and signed."""
+
+    def __init__(self, engine: Engine) -> None:
+        create_tables(engine, Base.metadata)
+        self._engine = engine
+
+    def accept(self, job: str, plan_sha256: str, plan: bytes, basis: bytes) -> bool:
+        """Remember a plan. False where `job` is already bound to a different plan."""
+        with writing(self._engine) as session:
+            row = session.get(PlanRow, job)
+            if row is not None:
+                return row.plan_sha256 == plan_sha256
+            session.add(PlanRow(job=job, plan_sha256=plan_sha256, plan=plan, basis=basis))
+            return True
+
+    def find(self, job: str) -> tuple[bytes, bytes] | None:
+        """The plan and basis bytes accepted for `job`."""
+        with reading(self._engine) as session:
+            row = session.get(PlanRow, job)
+            return None if row is None else (row.plan, row.basis)
+
+
+def _upsert_subjects(session: Session, recordings: Iterable[NewRecording]) -> dict[str, SubjectRow]:
+    rows = {row.name: row for row in session.scalars(select(SubjectRow))}
+    for recording in recordings:
+        row = rows.get(recording.subject)
+        if row is None:
+            row = SubjectRow(name=recording.subject, consent=recording.consent)
+            rows[recording.subject] = row
+            session.add(row)
+        # One refusal among a subject's recordings is a refusal; an import never undoes it.
+        row.consent = row.consent and recording.consent
+    session.flush()
+    return rows
+
+
+def mechanism_events(engine: Engine, site: str, purpose: str) -> list[MechanismEvent]:
+    """Every reservation of `site` for `purpose`, for composing ε another way than the budget's."""
+    mechanism = (
+        ReservationRow.sampling_rate,
+        ReservationRow.noise_multiplier,
+        ReservationRow.adjacency,
+    )
+    query = (
+        select(*mechanism, func.count())
+        .where(ReservationRow.site == site, ReservationRow.purpose == purpose)
+        .group_by(*mechanism)
+    )
+    with reading(engine) as session:
+        return [
+            MechanismEvent(rate, sigma, count, adjacency)
+            for rate, sigma, adjacency, count in session.execute(query)
+        ]

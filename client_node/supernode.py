@@ -1,0 +1,112 @@
+"""Flower's SuperNode as a child process of the site.
+
+It is its own process because flwr installs signal handlers and interrupts the whole process on an
+HTTP 401 (a revoked node). `--isolation process` keeps remote code out: the SuperNode only carries
+messages, our worker (`client_node.flower_worker`) answers them with installed code. This module is
+also that process's entry point, where Flower's fixed polling intervals (3 s and 0.5 s in flwr 1.41)
+are shortened, since they would dominate the time of a round.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from client_node.home import SiteHome, SiteSettings
+
+LOOPBACK = "127.0.0.1"
+STOP_TIMEOUT_S = 10.0
+_POLL_VARIABLE = "AURICLE_SUPERNODE_POLL_S"
+_PARENT_VARIABLE = "AURICLE_SUPERNODE_PARENT"
+OFFLINE_ENVIRONMENT = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+
+
+def free_port() -> int:
+    """A loopback TCP port that is free now."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
+
+
+def start_supernode(home: SiteHome, settings: SiteSettings, port: int) -> subprocess.Popen[bytes]:
+    """Start the SuperNode; its Runtime API listens on loopback `port`.
+
+    Its output goes to `logs/supernode.log`: Flower's message ids, and nothing of the site's, since
+    no recording, transcript or subject ever reaches that process.
+    """
+    log = os.open(home.logs / "supernode.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", "client_node.supernode", *_arguments(home, settings, port)],
+            env=_environment(home, settings),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            # Ctrl-C in a terminal reaches the service, which then stops the SuperNode in order.
+            start_new_session=True,
+        )
+    finally:
+        os.close(log)
+
+
+def stop_supernode(process: subprocess.Popen[bytes]) -> None:
+    """End the SuperNode: politely, then by force after `STOP_TIMEOUT_S`."""
+    process.terminate()
+    try:
+        process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _arguments(home: SiteHome, settings: SiteSettings, port: int) -> list[str]:
+    address = urlsplit(settings.coordinator_url).netloc
+    return [
+        *("--superlink", address),
+        *("--root-certificates", str(home.ca)),
+        *("--auth-supernode-private-key", str(home.node_key)),
+        *("--isolation", "process"),
+        *("--superexec-auth-secret-file", str(home.runtime_secret)),
+        *("--host", LOOPBACK),
+        *("--port", str(port)),
+    ]
+
+
+def _environment(home: SiteHome, settings: SiteSettings) -> dict[str, str]:
+    # flwr runs its tools by bare name, so the interpreter's folder must come first on PATH.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    return {
+        **os.environ,
+        **OFFLINE_ENVIRONMENT,
+        "PATH": path,
+        "PYTHONUNBUFFERED": "1",
+        "FLWR_HOME": str(home.root / "flower"),
+        _POLL_VARIABLE: str(settings.poll_s),
+        _PARENT_VARIABLE: str(os.getpid()),
+    }
+
+
+def main() -> None:
+    """Entry point of the child process: SuperNode with short polls, ending with its parent."""
+    import flwr.supernode.start_client_internal as loop
+    from flwr.supercore.app_utils import start_parent_process_monitor
+    from flwr.supernode.cli.flower_supernode import flower_supernode
+
+    poll_s = float(os.environ[_POLL_VARIABLE])
+
+    def short_sleep(duration_s: float) -> None:
+        time.sleep(min(duration_s, poll_s))
+
+    loop.time = types.SimpleNamespace(sleep=short_sleep, time=time.time)
+    start_parent_process_monitor(int(os.environ[_PARENT_VARIABLE]))
+    flower_supernode()
+
+
+if __name__ == "__main__":
+    main()

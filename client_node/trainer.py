@@ -1,0 +1,224 @@
+"""Private training of one round: sample subjects, clip each one's gradient, sum, add noise, pack.
+
+g = Σ_{u in Poisson(q)} clip_C(∇ mean loss of u's recordings) + N(0, σ²C²I), with every constant
+from the signed plan. The encoder is frozen and its states are cached, which is exact only while no
+adapter sits in it: a plan that puts one there is refused.
+
+Shape suffixes: B rows (recordings of a step), S encoder states, D trained numbers or width,
+T decoder positions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from client_node.errors import RefusalError
+from client_node.features import FeatureStore
+from client_node.store import Recording, SiteStore
+from model_core.adapter import Adapter, AdapterConfig, attach
+from model_core.base import SpeechBase
+from model_core.basis import basis_from_bytes
+from model_core.errors import AdapterError, TextError
+from model_core.training import Example, collate, make_example, row_losses
+from privacy.mechanism import privatise
+from privacy.per_subject import PerSubjectEngine
+from privacy.plan import RoundPlan
+from privacy.random_source import RandomSource
+
+_Loss = Callable[[], Tensor]
+ENCODER = "model.encoder."
+DEFAULT_LANGUAGE = "en"
+_DISAGREE = "check that coordinator and site run the same base and the same version of Auricle"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    """One recording ready to train on; `share` makes a subject's loss the mean of its rows."""
+
+    subject: int  # number within the cohort
+    states_SD: Tensor  # noqa: N815 - shape suffix
+    example: Example
+    share: float
+
+
+@dataclasses.dataclass(frozen=True)
+class _Attached:
+    """A plan's adapter on the base, and the engine over it."""
+
+    plan_sha256: str
+    adapter: Adapter
+    engine: PerSubjectEngine
+
+
+class SpeechTrainer:
+    """Trains plans on a site's recordings. Holds one adapter at a time."""
+
+    def __init__(
+        self,
+        base: SpeechBase,
+        store: SiteStore,
+        features: FeatureStore,
+        source: RandomSource,
+        rows_per_step: int,
+    ) -> None:
+        """`rows_per_step` recordings go through the decoder together: memory, not mathematics."""
+        self._base = base
+        self._store = store
+        self._features = features
+        self._source = source
+        self._rows_per_step = rows_per_step
+        self._attached: _Attached | None = None
+
+    @property
+    def random_source(self) -> str:
+        """Name of the source of sampling and noise."""
+        return self._source.name
+
+    def check(self, plan: RoundPlan, basis: bytes) -> None:
+        """Attach the plan's adapter.
+
+        Raises RefusalError (base-checksum, adapter-mismatch, adapter-in-encoder) or
+        UnsupportedLayerError.
+        """
+        self._attach(plan, basis)
+
+    def train(self, plan: RoundPlan, basis: bytes, round_: int, vector: bytes) -> bytes:
+        """One round from the adapter's numbers `vector`, both packed as [D] little-endian float32.
+
+        Raises RefusalError ("payload-mismatch" where `vector` is not D finite numbers).
+        """
+        attached = self._attach(plan, basis)
+        try:
+            vector_D = torch.frombuffer(bytearray(vector), dtype=torch.float32)
+            attached.adapter.load_vector(vector_D)
+        except (AdapterError, ValueError) as error:
+            raise RefusalError(
+                "payload-mismatch",
+                "the adapter's numbers are not those of the plan",
+                remedy=_DISAGREE,
+            ) from error
+        subjects = self._store.trainable_subjects()
+        chosen = self._source.poisson_sample(len(subjects), plan.sampling_rate)
+        cohort = [subjects[index] for index in chosen]
+        rows = self._rows(cohort, plan.max_utterances_per_subject, round_)
+        with attached.adapter.training_mode():
+            sum_D, _ = attached.engine.clipped_sum(
+                self._steps(attached.adapter, rows), len(cohort), plan.clipping_norm
+            )
+        noisy_D = privatise(sum_D, plan, self._source)
+        return noisy_D.numpy().astype("<f4").tobytes()
+
+    def _rows(self, cohort: list[int], cap: int, round_: int) -> list[_Row]:
+        """Usable recordings of the cohort, at most `cap` a subject, subjects together."""
+        recordings = self._store.training_recordings(cohort)
+        groups = []
+        for number, subject in enumerate(cohort):
+            ready = [
+                (states_SD, example)
+                for recording in _pick(recordings.get(subject, []), cap, round_)
+                if (example := self._example(recording)) is not None
+                and (states_SD := self._features.states(recording)) is not None
+            ]
+            ready.sort(key=lambda pair: len(pair[0]))
+            groups.append([_Row(number, *pair, share=1 / len(ready)) for pair in ready])
+        # Subjects with windows of like length side by side make full steps; a subject's rows stay
+        # next to each other, as the engine needs to clip it once.
+        groups.sort(key=lambda group: [len(row.states_SD) for row in group])
+        return [row for group in groups for row in group]
+
+    def _example(self, recording: Recording) -> Example | None:
+        language = recording.language or DEFAULT_LANGUAGE
+        try:
+            return make_example(self._base.tokenizer, recording.text, language=language)
+        except TextError:
+            return None
+
+    def _steps(self, adapter: Adapter, rows: list[_Row]) -> Iterator[tuple[_Loss, Tensor]]:
+        """Batches of equal windows, as the engine takes them: (row losses, subject of each)."""
+        start = 0
+        while start < len(rows):
+            length = len(rows[start].states_SD)
+            end = start + 1
+            while (
+                end < len(rows)
+                and end - start < self._rows_per_step
+                and len(rows[end].states_SD) == length
+            ):
+                end += 1
+            batch = rows[start:end]
+            subjects_B = torch.tensor([row.subject for row in batch])
+            yield functools.partial(self._losses, adapter, batch), subjects_B
+            start = end
+
+    def _losses(self, adapter: Adapter, batch: list[_Row]) -> Tensor:
+        states_BSD = torch.stack([row.states_SD for row in batch])
+        examples = [row.example for row in batch]
+        ids_BT, mask_BT = collate(examples, pad=self._base.tokenizer.end)
+        model = adapter.peft_model.get_base_model()
+        losses_B = row_losses(model, states_BSD, ids_BT, mask_BT)
+        return losses_B * torch.tensor([row.share for row in batch])
+
+    def _attach(self, plan: RoundPlan, basis: bytes) -> _Attached:
+        if self._attached is not None and self._attached.plan_sha256 == plan.sha256:
+            return self._attached
+        if plan.base_sha256 != self._base.base_sha256:
+            raise RefusalError(
+                "base-checksum",
+                f"the plan is for base {plan.base_sha256[:16]}, this site has "
+                f"{self._base.base_sha256[:16]}",
+                remedy="install the base that the coordinator uses",
+            )
+        spec = plan.adapter
+        config = AdapterConfig(
+            kind=spec.kind,
+            rank=spec.rank,
+            scaling=spec.scaling,
+            target_modules=spec.target_modules,
+            target_parameters=spec.target_parameters,
+        )
+        try:
+            frozen = basis_from_bytes(basis) if spec.kind == "core" else None
+            adapter = attach(self._base.model, config, frozen)
+        except AdapterError as error:
+            raise _mismatch(error.problem) from error
+        expected = [(tensor.name, tensor.shape) for tensor in spec.tensors]
+        if [(name, tuple(shape)) for name, shape in adapter.tensor_specs()] != expected:
+            raise _mismatch("its tensors are not those that the plan lists")
+        require_frozen_encoder(adapter)
+        engine = PerSubjectEngine(adapter.layers, tensors=[name for name, _ in expected])
+        self._attached = _Attached(plan.sha256, adapter, engine)
+        return self._attached
+
+
+def require_frozen_encoder(adapter: Adapter) -> None:
+    """Raise RefusalError ("adapter-in-encoder") where cached encoder states would be inexact."""
+    if any(layer.name.startswith(ENCODER) for layer in adapter.layers):
+        raise RefusalError(
+            "adapter-in-encoder",
+            "the plan adapts the encoder, whose states this site computes once and keeps",
+            remedy="ask for a plan that adapts the decoder only",
+        )
+
+
+def _pick(recordings: list[Recording], cap: int, round_: int) -> list[Recording]:
+    """At most `cap` of one subject's recordings, taking turns over the rounds.
+
+    Which ones depends on the subject's own list and the public round number only, so one subject's
+    presence changes nobody else's gradient.
+    """
+    if len(recordings) <= cap:
+        return recordings
+    start = round_ * cap % len(recordings)
+    turned = recordings[start:] + recordings[:start]
+    return turned[:cap]
+
+
+def _mismatch(problem: str) -> RefusalError:
+    return RefusalError(
+        "adapter-mismatch", f"the plan's adapter does not fit: {problem}", remedy=_DISAGREE
+    )

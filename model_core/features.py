@@ -1,0 +1,98 @@
+"""Log-mel features and the encoder on short windows.
+
+Whisper pads every clip to 30 s. Here the spectrogram is that of the zero-padded clip, as in
+training, but cut shortly after the clip's end, and the encoder runs on what is left with the first
+positions. Its convolutions and attention accept any length; only transformers' length check forbids
+it. The margin matters: with none, the model has not learnt where speech ends and hallucinates.
+
+Shape suffixes: B batch, M mel bins, T mel frames (10 ms), S encoder states (20 ms), D width.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers.audio_utils import mel_filter_bank
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from model_core.audio import RATE_HZ
+from model_core.errors import AudioError
+
+FFT_SAMPLES = 400
+HOP_SAMPLES = 160
+MAX_WINDOW_S = 30.0
+MARGIN_S = 3.0
+_FRAMES_PER_STATE = 2
+_FRAMES_PER_S = RATE_HZ // HOP_SAMPLES
+STATES_PER_S = _FRAMES_PER_S // _FRAMES_PER_STATE
+_FLOOR = 1e-10
+_DYNAMIC_RANGE_LOG10 = 8.0
+
+
+def window_s(samples: int, margin_s: float = MARGIN_S) -> float:
+    """Seconds of window for a clip of so many samples: the clip and the margin, at most 30 s."""
+    return min(samples / RATE_HZ + margin_s, MAX_WINDOW_S)
+
+
+def window_frames(duration_s: float) -> int:
+    """Mel frames in a window, even so that the encoder's stride divides them."""
+    frames = int(min(duration_s, MAX_WINDOW_S) * _FRAMES_PER_S)
+    return frames // _FRAMES_PER_STATE * _FRAMES_PER_STATE
+
+
+@functools.cache
+def _mel_filters(mel_bins: int) -> Tensor:
+    bank_FM = mel_filter_bank(
+        num_frequency_bins=1 + FFT_SAMPLES // 2,
+        num_mel_filters=mel_bins,
+        min_frequency=0.0,
+        max_frequency=RATE_HZ / 2,
+        sampling_rate=RATE_HZ,
+        norm="slaney",
+        mel_scale="slaney",
+    )
+    return torch.from_numpy(bank_FM).float().t().contiguous()
+
+
+def log_mel(clips: Sequence[Tensor], duration_s: float, mel_bins: int = 80) -> Tensor:
+    """Whisper's log-mel of 16 kHz mono clips, each zero-padded, cut at `duration_s`: [B, M, T].
+
+    Equal to the first frames of Whisper's features of the clip padded to 30 s. Each clip is
+    normalised by its own maximum, so clips of a batch do not touch each other. Raises AudioError
+    (audio-too-long) for a clip that the window would cut.
+    """
+    frames = window_frames(duration_s)
+    longest = max(clip.shape[-1] for clip in clips)
+    if longest > frames * HOP_SAMPLES:
+        raise AudioError(
+            f"a clip of {longest / RATE_HZ:.2f} s does not fit a window of {duration_s:.2f} s",
+            remedy="choose a longer window (at most 30 s), or cut the recording at a pause",
+            code="audio-too-long",
+        )
+    # One transform more than is cut, so that no kept frame sees the reflected edge.
+    length = min(frames * HOP_SAMPLES + FFT_SAMPLES, int(MAX_WINDOW_S * RATE_HZ))
+    padded_BN = torch.stack([functional.pad(c, (0, length - c.shape[-1])) for c in clips])
+    window = torch.hann_window(FFT_SAMPLES)
+    spectrum = torch.stft(padded_BN, FFT_SAMPLES, HOP_SAMPLES, window=window, return_complex=True)
+    power_BFT = spectrum[..., :frames].abs() ** 2
+    log_BMT = (_mel_filters(mel_bins) @ power_BFT).clamp(min=_FLOOR).log10()
+    peak_B11 = log_BMT.amax(dim=(1, 2), keepdim=True)
+    return (torch.maximum(log_BMT, peak_B11 - _DYNAMIC_RANGE_LOG10) + 4.0) / 4.0
+
+
+def encode_mel(encoder: WhisperEncoder, mel_BMT: Tensor) -> Tensor:
+    """Run Whisper's encoder on a window of any even number of frames: [B, M, T] → [B, S, D].
+
+    On 3000 frames it equals `encoder.forward`.
+    """
+    x_BDT = functional.gelu(encoder.conv1(mel_BMT))
+    x_BSD = functional.gelu(encoder.conv2(x_BDT)).transpose(1, 2)
+    x_BSD = x_BSD + encoder.embed_positions.weight[: x_BSD.shape[1]]
+    for layer in encoder.layers:
+        x_BSD = layer(x_BSD, None)
+    return cast(Tensor, encoder.layer_norm(x_BSD))

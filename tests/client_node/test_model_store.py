@@ -1,0 +1,207 @@
+"""Only releases that verify may serve (I3): attacks on the wire, on disk, and crashes between."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from client_node.model_store import (
+    ADAPTER_NAME,
+    MANIFEST_NAME,
+    POINTER_NAME,
+    ModelStore,
+    ReleaseError,
+)
+from privacy.errors import SignatureError
+from privacy.parcel import ReleaseManifest
+from privacy.signing import Identity, seal
+
+BASE = "ba" * 32
+COORDINATOR = Identity.generate()
+
+
+def manifest(release: str, adapter: bytes, **changes: object) -> ReleaseManifest:
+    made = ReleaseManifest(
+        release=release,
+        job="0a0b",
+        rounds=3,
+        base_sha256=BASE,
+        plan_sha256="11" * 32,
+        adapter_sha256=hashlib.sha256(adapter).hexdigest(),
+        parent=None,
+        tree_head="22" * 32,
+        tree_size=10,
+        issued_at="2026-01-01T00:00:00Z",
+        epsilon_loc=4.0,
+        epsilon_sec=2.0,
+        delta=1e-6,
+    )
+    return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
+
+
+def stage(store: ModelStore, release: str, adapter: bytes = b"adapter", **changes: object) -> None:
+    store.stage(seal(manifest(release, adapter, **changes), COORDINATOR), adapter)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ModelStore:
+    return ModelStore(tmp_path / "releases", [COORDINATOR.public], BASE)
+
+
+def reopened(store: ModelStore, tmp_path: Path) -> ModelStore:
+    return ModelStore(tmp_path / "releases", [COORDINATOR.public], BASE)
+
+
+def test_staged_release_does_not_serve_until_activated(store: ModelStore, tmp_path: Path) -> None:
+    stage(store, "r1", b"weights")
+    assert store.active() is None
+    assert store.activate("r1").adapter == b"weights"
+    after_restart = reopened(store, tmp_path).active()
+    assert after_restart is not None
+    assert after_restart.manifest.release == "r1"
+    assert after_restart.adapter == b"weights"
+
+
+def test_release_signed_by_another_key_is_refused_and_leaves_nothing(
+    store: ModelStore, tmp_path: Path
+) -> None:
+    forged = seal(manifest("r1", b"x"), Identity.generate())
+    with pytest.raises(SignatureError):
+        store.stage(forged, b"x")
+    assert list((tmp_path / "releases").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "adapter", "code"),
+    [
+        ({"adapter_sha256": "00" * 32}, b"x", "release-hash"),
+        ({"base_sha256": "00" * 32}, b"x", "release-base"),
+        ({"release": "../../keys"}, b"x", "release-name"),
+        ({"release": "Upper"}, b"x", "release-name"),
+        ({"release": POINTER_NAME + "/x"}, b"x", "release-name"),
+        ({"release": ""}, b"x", "release-name"),
+    ],
+)
+def test_signed_but_unfit_release_is_refused(
+    store: ModelStore, tmp_path: Path, changes: dict[str, str], adapter: bytes, code: str
+) -> None:
+    statement = seal(dataclasses.replace(manifest("r1", adapter), **changes), COORDINATOR)
+    with pytest.raises(ReleaseError) as caught:
+        store.stage(statement, adapter)
+    assert caught.value.code == code
+    assert list((tmp_path / "releases").iterdir()) == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(position=st.integers(0, 10**6), flip=st.integers(1, 255), which=st.booleans())
+def test_any_byte_changed_on_disk_after_activation_is_refused_at_the_next_load(
+    tmp_path_factory: pytest.TempPathFactory, position: int, flip: int, which: bool
+) -> None:
+    folder = tmp_path_factory.mktemp("releases")
+    store = ModelStore(folder, [COORDINATOR.public], BASE)
+    stage(store, "r1", b"weights" * 40)
+    store.activate("r1")
+    path = folder / "r1" / (ADAPTER_NAME if which else MANIFEST_NAME)
+    data = bytearray(path.read_bytes())
+    before = store.load("r1")
+    data[position % len(data)] ^= flip
+    path.write_bytes(data)
+    try:
+        after = store.active()
+    except (ReleaseError, SignatureError):
+        return
+    # Only a byte that carries no meaning (an unsigned hint of the envelope) may pass.
+    assert not which
+    assert after == before
+
+
+def test_release_copied_under_another_name_is_refused(store: ModelStore, tmp_path: Path) -> None:
+    stage(store, "r1", b"one", tree_size=1)
+    stage(store, "r2", b"two", tree_size=2)
+    store.activate("r2")
+    releases = tmp_path / "releases"
+    for name in (ADAPTER_NAME, MANIFEST_NAME):
+        (releases / "r2" / name).write_bytes((releases / "r1" / name).read_bytes())
+    with pytest.raises(ReleaseError):
+        store.active()
+
+
+def test_older_release_cannot_replace_a_newer_one_but_rollback_can(store: ModelStore) -> None:
+    stage(store, "r1", b"one", tree_size=5)
+    stage(store, "r2", b"two", tree_size=9)
+    store.activate("r1")
+    store.activate("r2")
+    with pytest.raises(ReleaseError) as caught:
+        store.activate("r1")
+    assert caught.value.code == "release-older"
+    restored = store.rollback()
+    assert restored is not None
+    assert restored.manifest.release == "r1"
+    assert store.rollback() is None
+    assert store.active() is None
+    with pytest.raises(ReleaseError, match="nothing to roll back"):
+        store.rollback()
+
+
+def test_refused_canary_leaves_the_serving_release(store: ModelStore) -> None:
+    stage(store, "r1", b"one")
+    stage(store, "r2", b"two", tree_size=11)
+    store.activate("r1")
+
+    def refuse(_: object) -> None:
+        raise ReleaseError("worse on the canary set", remedy="keep the present one")
+
+    with pytest.raises(ReleaseError, match="canary"):
+        store.activate("r2", canary=refuse)
+    assert store.active_id == "r1"
+
+
+def test_same_name_with_other_content_is_a_conflict_and_the_first_stays(store: ModelStore) -> None:
+    stage(store, "r1", b"one")
+    stage(store, "r1", b"one")
+    with pytest.raises(ReleaseError) as caught:
+        stage(store, "r1", b"two")
+    assert caught.value.code == "release-conflict"
+    assert store.load("r1").adapter == b"one"
+
+
+def test_crash_before_the_pointer_moves_keeps_the_old_release(
+    store: ModelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage(store, "r1", b"one")
+    stage(store, "r2", b"two", tree_size=11)
+    store.activate("r1")
+
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", crash)
+        with pytest.raises(KeyboardInterrupt):
+            store.activate("r2")
+    assert reopened(store, tmp_path).active_id == "r1"
+
+
+def test_pointer_that_is_not_ours_stops_service_rather_than_guessing(
+    store: ModelStore, tmp_path: Path
+) -> None:
+    pointer = tmp_path / "releases" / POINTER_NAME
+    pointer.write_text(json.dumps({"active": "../elsewhere", "previous": []}))
+    with pytest.raises(ReleaseError):
+        store.active()
+    pointer.write_text("not json")
+    with pytest.raises(ReleaseError):
+        store.active()
+
+
+def test_files_are_private_to_the_account(store: ModelStore, tmp_path: Path) -> None:
+    stage(store, "r1", b"one")
+    store.activate("r1")
+    for path in (tmp_path / "releases").rglob("*"):
+        assert path.stat().st_mode & 0o077 == 0, path
