@@ -91,7 +91,7 @@ def test_admin_port_serves_no_flower_api(admin, path):
     assert admin.post(path).status_code == 404
 
 
-@pytest.mark.parametrize("token", ["", "wrong"])
+@pytest.mark.parametrize("token", ["-", "wrong"])
 def test_admin_needs_the_token(admin, token):
     response = admin.get("/admin/sites", headers={"Authorization": f"Bearer {token}"})
     assert response.status_code == 401
