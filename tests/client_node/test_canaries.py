@@ -8,13 +8,11 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text as sql
 
 from client_node.agent import SiteAgent
 from model_core.base import SpeechBase
 from privacy.parcel import Parcel
 from privacy.signing import Identity
-from privacy.store import writing
 from tests.client_node.harness import Coordinator, Site, make_plan
 
 SUBJECT = "CANARY-SUBJECT-7731"
@@ -84,24 +82,27 @@ def test_no_canary_in_any_reply_receipt_log_or_ledger(
     assert_clean(planted, left_and_logged(planted, replies))
 
 
-@pytest.mark.parametrize("broken", ["audio-gone", "store-broken"])
+@pytest.mark.parametrize("fault", ["audio-gone", "decoder-quotes-the-data"])
 def test_no_canary_when_the_data_itself_causes_the_fault(
-    planted: Site, coordinator: Coordinator, nano: SpeechBase, broken: str
+    planted: Site,
+    coordinator: Coordinator,
+    nano: SpeechBase,
+    fault: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     agent = planted.agent()
-    paths = [Path(recording.path) for recording in planted.parts().store.recordings()]
     hidden = needles(planted)
-    if broken == "audio-gone":
-        for path in paths:
-            path.unlink()
+
+    def quote(path: Path) -> None:
+        raise ValueError(f"cannot decode {path} of {SUBJECT}: {TEXT}")
+
+    if fault == "audio-gone":
+        for recording in planted.parts().store.recordings():
+            Path(recording.path).unlink()
     else:
-        # An exception whose own text quotes the data: a duration that is the canary's text.
-        with writing(planted.engine()) as session:
-            session.execute(sql("UPDATE recording SET duration_s = :words"), {"words": TEXT})
-        with pytest.raises(ValueError, match=TEXT):
-            planted.parts().store.recordings()
+        monkeypatch.setattr("client_node.features.read_audio", quote)
     replies = everything(agent, coordinator, nano)
-    if broken == "store-broken":
+    if fault != "audio-gone":
         assert planted.answer(replies[3]).code == "training-failed"
     data = left_and_logged(planted, replies)
     for needle in hidden:
