@@ -49,9 +49,17 @@ class Told(Protocol):
     exit_code: int
 
 
+def installed_version() -> str:
+    """The version of the installed package; "source" where it runs from an uninstalled tree."""
+    try:
+        return importlib.metadata.version("auricle")
+    except importlib.metadata.PackageNotFoundError:
+        return "source"
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"auricle {importlib.metadata.version('auricle')}")
+        typer.echo(f"auricle {installed_version()}")
         raise typer.Exit
 
 

@@ -136,11 +136,13 @@ def import_(
 
 
 @app.command(epilog="Example: auricle site start --home auricle-site-st-mary")
-def start(home: Home = None) -> None:
+def start(home: Home = None, as_json: Json = False) -> None:
     """Take part in rounds until Ctrl-C: the training service and its connection."""
     from client_node.service import run_site
 
-    run_site(_open(home))
+    opened = _open(home)
+    emit({"home": opened.root}, f"{opened.root} takes part; Ctrl-C stops.", as_json=as_json)
+    run_site(opened)
 
 
 @app.command(epilog="Example: auricle site status --json")
@@ -198,6 +200,7 @@ def serve(
     home: Home = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8080,
+    as_json: Json = False,
 ) -> None:
     """Serve the site's page and the OpenAI audio API until Ctrl-C, in this building only."""
     import uvicorn
@@ -214,7 +217,8 @@ def serve(
     transcriber = open_transcriber(opened)
     transcriber.warm_up()
     made = make_app(transcriber, lambda: collect_status(opened), (*LOCAL_HOSTS, host))
-    progress_console().print(f"Page and API on http://{host}:{port} (Ctrl-C stops)", markup=False)
+    url = f"http://{host}:{port}"
+    emit({"url": url}, f"Page and API on {url}; Ctrl-C stops.", as_json=as_json)
     uvicorn.run(made, host=host, port=port, log_level="warning", access_log=False)
 
 
