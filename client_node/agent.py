@@ -152,21 +152,19 @@ class SiteAgent:
         expected = plan.adapter.basis_sha256 or _EMPTY_SHA256
         _require(hashlib.sha256(basis).hexdigest() == expected, "payload-mismatch")
         self._veto(plan)
-        predicted = self._budget.after(plan, plan.rounds)
-        if not predicted <= self._policy.cap(plan.purpose):
-            raise BudgetError(
-                f"the whole job would bring this purpose to ε = {predicted:.2f}, over its cap of "
-                f"{self._policy.cap(plan.purpose):.2f}",
-                remedy="ask for a job with more noise or fewer rounds, or raise the cap",
-            )
+        self._predict(plan)
         self._trainer.check(plan, basis)
         if self._plans.find(plan.job) is None:
-            facts = {"job": plan.job, "plan_sha256": plan.sha256, "purpose": plan.purpose}
-            facts |= {"policy_sha256": self._policy.sha256, "rounds": plan.rounds}
-            self._ledger.append("plan.accepted", facts)
-        _require(
-            self._plans.accept(plan.job, plan.sha256, plan.to_json(), basis), "plan-mismatch"
-        )
+            self._ledger.append(
+                "plan.accepted",
+                {
+                    "job": plan.job,
+                    "plan_sha256": plan.sha256,
+                    "policy_sha256": self._policy.sha256,
+                    "rounds": plan.rounds,
+                },
+            )
+        _require(self._plans.accept(plan.job, plan.sha256, plan.to_json(), basis), "plan-mismatch")
         return self._answer("accepted", asked, "ok")
 
     def _round(self, order: RoundOrder, vector: bytes) -> Parcel:
@@ -211,6 +209,17 @@ class SiteAgent:
                 codes[0],
                 f"the plan breaks this site's policy: {', '.join(codes)}",
                 remedy="ask the coordinator's operator for another plan, or change policy.toml",
+            )
+
+    def _predict(self, plan: RoundPlan) -> None:
+        """Refuse a job that this site's budget cannot see to its end."""
+        if plan.privacy_mode == "none":
+            return  # the policy has allowed it, or _veto would have refused
+        epsilon, cap = self._budget.after(plan, plan.rounds), self._policy.cap(plan.purpose)
+        if not epsilon <= cap:
+            raise BudgetError(
+                f"the whole job would bring its purpose to ε = {epsilon:.4g}, over {cap:.4g}",
+                remedy="ask for a job with more noise or fewer rounds, or raise the cap",
             )
 
     def _plan(self, job: str) -> tuple[RoundPlan, bytes]:

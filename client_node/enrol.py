@@ -1,4 +1,4 @@
-"""Enrolment: a site joins a federation with its invite, over TLS that trusts the invite's CA only."""
+"""Enrolment: a site joins a federation with its invite, over TLS that trusts only its CA."""
 
 from __future__ import annotations
 

@@ -41,6 +41,11 @@ REFUSAL_CODES = frozenset(
         "policy-utterances",
         "policy-upload",
         "budget-exceeded",
+        "budget-delta",
+        "budget-unprotected",
+        "budget-conflict",
+        "plan-round",
+        "plan-site",
         "accounting-refused",
         # Training.
         "base-checksum",

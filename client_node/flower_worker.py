@@ -43,7 +43,7 @@ Refuse = Callable[[str], Parcel]
 
 
 def message_to_parcel(message: Message) -> Parcel:
-    """Read a coordinator's message. Raises RefusalError("parcel-invalid") on anything unexpected."""
+    """Read a coordinator's message. Raises RefusalError ("parcel-invalid") if it is not a parcel."""
     try:
         if message.metadata.message_type != MESSAGE_TYPE:
             raise ValueError
@@ -112,7 +112,7 @@ class FlowerWorker:
             self._tasks.close()
 
     def _serve(self, token: str) -> None:
-        """Answer one task. A broken connection loses the task, not the update: the outbox has it."""
+        """Answer one task. A broken connection loses the task; the outbox has the update."""
         started = time.monotonic()
         client = self._client(self._version, RuntimeTokenHttpInterceptor(token))
         heartbeat = HeartbeatSender(_heartbeat(client))
@@ -138,9 +138,9 @@ class FlowerWorker:
             return Message(parcel_to_content(reply), reply_to=message)
         except RefusalError as error:
             return Message(parcel_to_content(self._refuse(error.code)), reply_to=message)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the boundary: a code leaves, never words
             code = refusal_code(error)
-            self._log.event("answer-failed")
+            self._log.fault(error)
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, code), reply_to=message)
 
     def _client(self, *interceptors: Any) -> RuntimeHttpClient:

@@ -9,7 +9,10 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import hashlib
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 from client_node.errors import SiteError
@@ -18,6 +21,9 @@ from privacy.budget import BudgetCaps
 from privacy.plan import RoundPlan
 
 FLOAT32_BYTES = 4
+DEFAULT_DELTA = 1e-6
+DEFAULT_PURPOSES: Mapping[str, float] = MappingProxyType({"transcription": 8.0})
+PURPOSE = re.compile(r"[a-z0-9][a-z0-9-]*")
 _TEMPLATE = """\
 # What this site agrees to. A plan that breaks one of these rules is never trained here.
 # The service reads this file when it starts.
@@ -45,14 +51,15 @@ adapter_max_rank = 128
 adapter_tensors = ["*decoder*"]
 
 [budget]
-# Most epsilon that one person's data may ever spend, for the delta below. A purpose named under
-# [budget.purposes] has its own cap; any other has `epsilon`. 0 refuses it.
-epsilon = 8.0
-delta = 1e-6
 # Training without noise protects nobody: only for synthetic recordings.
 allow_unprotected = {allow_unprotected}
+# Every cap below is on the epsilon of one person's data, for this delta.
+delta = {delta!r}
 
+# The purposes that this site trains for, and the most epsilon that each may ever spend. A plan for
+# any other purpose is refused: a new name must not open a new budget.
 [budget.purposes]
+{purposes}
 """
 
 
@@ -70,7 +77,6 @@ class SitePolicy:
     adapter_kinds: tuple[str, ...]
     adapter_max_rank: int
     adapter_tensors: tuple[str, ...]
-    epsilon: float
     delta: float
     allow_unprotected: bool
     purposes: dict[str, float]
@@ -96,14 +102,13 @@ class SitePolicy:
         """The privacy caps, as the budget takes them."""
         return BudgetCaps(
             per_purpose=self.purposes,
-            default=self.epsilon,
             delta=self.delta,
             allow_unprotected=self.allow_unprotected,
         )
 
     def cap(self, purpose: str) -> float:
-        """Most ε that one subject may ever spend on `purpose`."""
-        return self.purposes.get(purpose, self.epsilon)
+        """Most ε that one subject may ever spend on `purpose`; 0 where it is not named."""
+        return self.purposes.get(purpose, 0.0)
 
     def veto(self, plan: RoundPlan, *, site: str, coordinator: str) -> list[str]:
         """Codes of every rule that `plan`, signed by key id `coordinator`, breaks; [] agrees."""
@@ -139,10 +144,20 @@ def default_policy(
     *,
     coordinators: tuple[str, ...] = (),
     bases: tuple[str, ...] = (),
+    purposes: Mapping[str, float] = DEFAULT_PURPOSES,
+    delta: float = DEFAULT_DELTA,
     allow_unprotected: bool = False,
 ) -> None:
-    """Write the commented policy file with safe defaults."""
+    """Write the commented policy file with safe defaults.
+
+    `purposes` are the caps on ε by purpose, at `delta`. Raises SiteError for a name that is not
+    lower-case words joined by hyphens.
+    """
+    if not all(PURPOSE.fullmatch(purpose) for purpose in purposes):
+        raise _policy_error("a purpose is lower-case letters, digits and hyphens")
     text = _TEMPLATE.format(
+        purposes="\n".join(f"{purpose} = {cap!r}" for purpose, cap in purposes.items()),
+        delta=delta,
         coordinators=_quoted(coordinators),
         bases=_quoted(bases),
         allow_unprotected=str(allow_unprotected).lower(),

@@ -1,8 +1,10 @@
 """One private round at a site, in the one order that never under-counts and never draws twice.
 
-claim → reserve ε (durable) → train, clip, noise → ledger → seal with its receipt (one transaction)
-→ commit ε → ledger → settled. A crash before the seal loses the round and keeps its reservation as
-spent; a crash after it resends the same bytes (invariants I1 and I2).
+Reserve ε (durable, on the ledger) → sample, clip, noise → ledger → seal with its receipt (one
+transaction) → commit ε → ledger → settled. A crash before the seal loses the round and keeps its
+reservation as spent; a crash after it resends the same bytes (invariants I1 and I2). That the round
+trained is on the ledger before its update is sealed, so that the tree head which the update states
+covers it.
 """
 
 from __future__ import annotations
@@ -13,10 +15,12 @@ from typing import Protocol
 
 from client_node.errors import RefusalError
 from client_node.outbox import Outbox, OutboxEntry
+from client_node.store import mechanism_events
+from privacy.accountant import accountant_versions, epsilon_sec
 from privacy.budget import Budget
-from privacy.errors import AccountingError, AuricleError, BudgetError
+from privacy.errors import AuricleError
 from privacy.ledger import Ledger
-from privacy.ledger_events import MechanismRun
+from privacy.ledger_events import TRAINED, MechanismRun, TrainedRound
 from privacy.parcel import Parcel, RoundOrder, UpdateHeader
 from privacy.plan import RoundPlan
 from privacy.signing import Identity, seal
@@ -52,6 +56,7 @@ class PrivateRounds:
         ledger: Ledger,
         outbox: Outbox,
         keep_receipt: Callable[[Parcel], None],
+        code_version: str,
     ) -> None:
         """`keep_receipt` stores the exact bytes of a parcel that is about to leave."""
         self._site = site
@@ -61,13 +66,14 @@ class PrivateRounds:
         self._ledger = ledger
         self._outbox = outbox
         self._keep_receipt = keep_receipt
+        self._code_version = code_version
 
     def find(self, job: str, round_: int) -> OutboxEntry | None:
-        """What is known of a round."""
+        """The sealed round, if it is."""
         return self._outbox.find(job, round_)
 
     def last_round(self, job: str) -> int:
-        """The highest round of `job` ever started here."""
+        """The highest round of `job` sealed here."""
         return self._outbox.last_round(job)
 
     def run(self, plan: RoundPlan, basis: bytes, order: RoundOrder, vector: bytes) -> Parcel:
@@ -76,26 +82,29 @@ class PrivateRounds:
         Raises BudgetError before anything is drawn; RefusalError("round-interrupted") where the
         round was begun before; whatever the trainer raises, and then the reservation stays spent.
         """
-        if not self._outbox.start(order.job, order.round, order.payload_sha256):
-            raise _interrupted()
-        try:
-            self._budget.reserve(plan, order.round)
-        except (BudgetError, AccountingError):
-            self._outbox.release(order.job, order.round)
-            raise
-        run = self._mechanism(plan, order.round)
-        self._ledger.append("budget.reserved", run.fields())
+        # The reservation is on disk and on the ledger before anything is drawn under it.
+        reservation = self._budget.reserve(plan, order.round)
+        if not reservation.fresh:
+            raise RefusalError(
+                "round-interrupted",
+                "this round was begun and lost; it counts as spent and is not drawn again",
+                remedy="nothing to do: the next round can run",
+            )
         payload = self._train(plan, basis, order.round, vector)
-        self._ledger.append("round.trained", run.fields())
+        self._ledger.append(TRAINED, self._trained(plan, order.round).fields())
         update = self._seal(order, payload)
-        self._outbox.seal(order.job, order.round, update, lambda: self._keep_receipt(update))
+        self._outbox.seal(
+            order.job,
+            order.round,
+            order.payload_sha256,
+            update,
+            receipt=lambda: self._keep_receipt(update),
+        )
         self._settle(plan, order.round, update)
         return update
 
     def resend(self, plan: RoundPlan, entry: OutboxEntry) -> Parcel:
-        """The sealed bytes of a round again. Raises RefusalError where it was lost in a crash."""
-        if entry.update is None:
-            raise _interrupted()
+        """The sealed bytes of a round again, settled if a crash had kept it from that."""
         if not entry.settled:
             self._settle(plan, entry.round, entry.update)
         return entry.update
@@ -116,8 +125,18 @@ class PrivateRounds:
                 remedy="see the fault's place in logs/site.log",
             ) from error
 
-    def _mechanism(self, plan: RoundPlan, round_: int) -> MechanismRun:
-        raise NotImplementedError
+    def _trained(self, plan: RoundPlan, round_: int) -> TrainedRound:
+        """What ran, and the ε claimed for the plan's purpose including this round."""
+        events = mechanism_events(self._budget.engine, self._site, plan.purpose)
+        return TrainedRound(
+            run=MechanismRun.from_plan(plan, round_, self._site),
+            epsilon_loc=self._budget.spent(plan.purpose).epsilon_loc,
+            epsilon_sec=epsilon_sec(events, plan.delta, plan.honest_sites),
+            honest_sites=plan.honest_sites,
+            random_source=self._trainer.random_source,
+            code_version=self._code_version,
+            accountant=accountant_versions(),
+        )
 
     def _seal(self, order: RoundOrder, payload: bytes) -> Parcel:
         head = self._ledger.tree_head()
@@ -147,11 +166,3 @@ class PrivateRounds:
             },
         )
         self._outbox.settle(plan.job, round_)
-
-
-def _interrupted() -> RefusalError:
-    return RefusalError(
-        "round-interrupted",
-        "this round was begun and lost; its reservation counts as spent and it is not drawn again",
-        remedy="nothing to do: the next round can run",
-    )

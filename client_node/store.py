@@ -14,7 +14,8 @@ from sqlalchemy import Engine, ForeignKey, Select, func, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from client_node.errors import SiteError
-from privacy.store import create_tables, reading, writing
+from privacy.accountant import MechanismEvent
+from privacy.store import ReservationRow, create_tables, reading, writing
 
 Split = Literal["train", "heldout"]
 
@@ -61,16 +62,16 @@ class PlanRow(Base):
 
 
 class OutboxRow(Base):
-    """One round of one job: `started` before the cohort is drawn, `sealed` with its bytes."""
+    """One sealed round of one job: the exact bytes that leave, however often they are asked for."""
 
     __tablename__ = "outbox"
 
     job: Mapped[str] = mapped_column(primary_key=True)
     round: Mapped[int] = mapped_column(primary_key=True)
     order_sha256: Mapped[str]
-    state: Mapped[str]  # started | sealed | settled
-    statement: Mapped[bytes | None]
-    payload: Mapped[bytes | None]
+    statement: Mapped[bytes]
+    payload: Mapped[bytes]
+    settled: Mapped[bool]  # budget and ledger know of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,7 +219,7 @@ class SiteStore:
             )
         return Counts(recordings, subjects, consenting, float(duration_s))
 
-    def _recordings(self, query: Select[tuple[RecordingRow]]) -> list[Recording]:
+    def _recordings(self, query: Select[RecordingRow]) -> list[Recording]:
         names = [field.name for field in dataclasses.fields(Recording)]
         with reading(self.engine) as session:
             return [
@@ -262,3 +263,22 @@ def _upsert_subjects(session: Session, recordings: Iterable[NewRecording]) -> di
         row.consent = row.consent and recording.consent
     session.flush()
     return rows
+
+
+def mechanism_events(engine: Engine, site: str, purpose: str) -> list[MechanismEvent]:
+    """Every reservation of `site` for `purpose`, for composing ε another way than the budget's."""
+    mechanism = (
+        ReservationRow.sampling_rate,
+        ReservationRow.noise_multiplier,
+        ReservationRow.adjacency,
+    )
+    query = (
+        select(*mechanism, func.count())
+        .where(ReservationRow.site == site, ReservationRow.purpose == purpose)
+        .group_by(*mechanism)
+    )
+    with reading(engine) as session:
+        return [
+            MechanismEvent(rate, sigma, count, adjacency)
+            for rate, sigma, adjacency, count in session.execute(query)
+        ]

@@ -41,7 +41,7 @@ class _Row:
     """One recording ready to train on; `share` makes a subject's loss the mean of its rows."""
 
     subject: int  # number within the cohort
-    states_SD: Tensor
+    states_SD: Tensor  # noqa: N815 - shape suffix
     example: Example
     share: float
 

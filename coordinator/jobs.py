@@ -107,7 +107,7 @@ class Jobs(JobReader):
                     pass
 
     def open_round(
-        self, job: str, number: int, sites: frozenset[str], order_statement: bytes, now_s: float
+        self, job: str, number: int, sites: frozenset[str], order_statement: bytes, *, now_s: float
     ) -> None:
         """Open round `number` for `sites`."""
         with writing(self._engine) as session:
@@ -134,7 +134,14 @@ class Jobs(JobReader):
         self._apply(job, number, ClockRead(now_s), now_s)
 
     def admit(
-        self, job: str, number: int, site: str, header: UpdateHeader, payload: bytes, *, now_s: float
+        self,
+        job: str,
+        number: int,
+        site: str,
+        header: UpdateHeader,
+        payload: bytes,
+        *,
+        now_s: float,
     ) -> None:
         """Keep an update that passed admission."""
         answer = {
@@ -147,7 +154,7 @@ class Jobs(JobReader):
         self._answer_round(job, number, UpdateAdmitted(site), answer, evidence=heads, now_s=now_s)
 
     def refuse(
-        self, job: str, number: int, site: str, code: str, now_s: float, *, hostile: bool = False
+        self, job: str, number: int, site: str, code: str, *, now_s: float, hostile: bool = False
     ) -> None:
         """`site` gives nothing this round; a hostile site is quarantined as well."""
         answer = {"code": code, "payload_sha256": "", "size_bytes": 0, "payload": None}
@@ -161,28 +168,27 @@ class Jobs(JobReader):
         weights: bytes,
         optimiser: bytes,
         *,
-        record: dict[str, Any],
+        facts: dict[str, Any],
         now_s: float,
     ) -> None:
         """Checkpoint the round's result and drop its payloads, in one transaction.
 
-        `record` holds the mechanism's fields for the ledger and "aggregate_sha256".
+        `facts` are the fields that the ledger records of the round.
         """
         with writing(self._engine) as session:
             state = _apply(session, job, number, Aggregated(), now_s)
             row = job_row(session, job)
             row.weights, row.optimiser, row.rounds_done = weights, optimiser, number
-            session.get_one(RoundRow, (job, number)).aggregate_sha256 = record["aggregate_sha256"]
             session.execute(
                 update(UpdateRow)
                 .where(UpdateRow.job == job, UpdateRow.number == number)
                 .values(payload=None)
             )
             outcome = {"admitted": sorted(state.admitted), "missing": list(state.missing)}
-            note(session, "round.aggregated", {"job": job, "round": number} | outcome | record)
+            note(session, "round.aggregated", {"job": job, "round": number} | outcome | facts)
 
     def begin_release(
-        self, job: str, release: str, statement: bytes, adapter: bytes, now_s: float
+        self, job: str, release: str, statement: bytes, adapter: bytes, *, now_s: float
     ) -> None:
         """Store the signed release and start handing it out."""
         with writing(self._engine) as session:
@@ -209,6 +215,13 @@ class Jobs(JobReader):
             row.state, row.finished_at = "released", now_s
             note(session, "job.released", {"job": job})
 
+    def abandon(self, job: str, code: str, now_s: float) -> None:
+        """End a job that cannot go on for the reason `code`; it may be resumed."""
+        with writing(self._engine) as session:
+            row = job_row(session, job)
+            row.state, row.reason, row.finished_at = "abandoned", code, now_s
+            note(session, "job.failed", {"job": job, "code": code})
+
     def resume(self, job: str, now_s: float) -> None:
         """Give an abandoned job another chance at the same round, with the updates it has.
 
@@ -228,7 +241,9 @@ class Jobs(JobReader):
             row.reason, row.finished_at = None, None
             deadline_at_s = now_s + RoundPlan.from_json(row.plan_json).deadline_s
             row.deadline_at = deadline_at_s
-            if latest:
+            for person in participant_rows(session, job):
+                person.plan_code = OK if person.plan_code == OK else None
+            if latest and latest.status == "abandoned":
                 _apply(session, job, latest.number, Reopened(deadline_at_s), now_s)
                 gone = (UpdateRow.job == job, UpdateRow.number == latest.number)
                 session.execute(delete(UpdateRow).where(*gone, UpdateRow.code != ADMITTED))

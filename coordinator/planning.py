@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Collection
 from datetime import UTC, datetime
+from typing import Any
 
 from coordinator.errors import RequestError
 from coordinator.model_artifacts import JobArtifacts
@@ -66,8 +66,6 @@ def guarantees(plan: RoundPlan, rounds: int) -> tuple[float, float]:
 
     ε_sec holds where sites' updates are summed under secure aggregation with the plan's h.
     """
-    if plan.privacy_mode == "none":
-        return (math.inf, math.inf) if rounds else (0.0, 0.0)
     if rounds == 0:
         return 0.0, 0.0
     events = (
@@ -79,6 +77,24 @@ def guarantees(plan: RoundPlan, rounds: int) -> tuple[float, float]:
         ),
     )
     return epsilon(events, plan.delta), epsilon_sec(events, plan.delta, plan.honest_sites)
+
+
+def mechanism_fields(plan: RoundPlan) -> dict[str, Any]:
+    """What one round ran, for the ledger: ε is derived from these fields, never stored."""
+    return {
+        "purpose": plan.purpose,
+        "unit": plan.unit,
+        "adjacency": plan.adjacency,
+        "mechanism": "poisson-subsampled-gaussian",
+        "sampling_rate": plan.sampling_rate,
+        "noise_multiplier": plan.noise_multiplier,
+        "clipping_norm": plan.clipping_norm,
+        "delta": plan.delta,
+        "steps": 1,
+        "honest_sites": plan.honest_sites,
+        "plan_sha256": plan.sha256,
+        "base_sha256": plan.base_sha256,
+    }
 
 
 def _noise(request: JobRequest) -> float:

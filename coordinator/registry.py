@@ -13,7 +13,6 @@ import json
 import re
 import secrets
 from collections.abc import Callable
-from datetime import UTC, datetime
 
 import rfc8785
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -114,7 +113,7 @@ class Registry:
             "coordinator_url": endpoint.coordinator_url,
             "ca_pem": endpoint.ca_pem,
             "coordinator_public_pem": self._identity.public.public_pem,
-            "expires_at": datetime.fromtimestamp(expires_at_s, UTC).isoformat(timespec="seconds"),
+            "expires_at": expires_at_s,
         }
         return seal_statement(rfc8785.dumps(fields), INVITE_TYPE, self._identity)
 

@@ -108,12 +108,12 @@ def advance(state: RoundState, event: Event) -> RoundState:
     if isinstance(event, ClockRead):
         return _weighed(state, late=event.at_s >= state.deadline_at_s)
     match state.status, event:
-        case ("open" | "collecting"), OrdersSent():
+        case (("open" | "collecting"), OrdersSent()):
             return dataclasses.replace(state, status="collecting")
         case "collecting", UpdateAdmitted(site):
             _expect(state, site)
             return _weighed(dataclasses.replace(state, admitted=state.admitted | {site}))
-        case ("open" | "collecting"), SiteRefused(site, code):
+        case (("open" | "collecting"), SiteRefused(site, code)):
             _expect(state, site)
             return _weighed(dataclasses.replace(state, refused=(*state.refused, (site, code))))
         case "aggregating", Aggregated():

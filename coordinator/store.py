@@ -96,7 +96,6 @@ class RoundRow(Base):
     deadline_at: Mapped[float]
     closed_at: Mapped[float | None]
     order_statement: Mapped[bytes] = mapped_column(LargeBinary)
-    aggregate_sha256: Mapped[str | None]
 
 
 class UpdateRow(Base):

@@ -25,26 +25,25 @@ RESERVED = "budget.reserved"
 Record = Callable[[str, dict[str, Any]], object]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BudgetCaps:
     """What a site allows in total, since it began.
 
     Attributes:
-        per_purpose: cap on ε_loc, one for every purpose or by purpose; a purpose that the mapping
-            does not name has no budget.
         delta: δ at which every cap holds; plans with another δ are refused.
+        per_purpose: caps on ε_loc by purpose.
+        default: cap on ε_loc of each purpose that `per_purpose` does not name.
         allow_unprotected: whether plans without noise (ε = ∞) may run. For synthetic data only.
     """
 
-    per_purpose: float | Mapping[str, float]
     delta: float
+    per_purpose: Mapping[str, float] = field(default_factory=dict)
+    default: float = 0.0
     allow_unprotected: bool = False
 
     def epsilon_cap(self, purpose: str) -> float:
         """Cap on ε_loc for `purpose`."""
-        if isinstance(self.per_purpose, Mapping):
-            return self.per_purpose.get(purpose, 0.0)
-        return self.per_purpose
+        return self.per_purpose.get(purpose, self.default)
 
 
 @dataclass(frozen=True)
@@ -166,7 +165,8 @@ class Budget:
         """ε_loc that the plan's purpose would have after `rounds` more rounds of `plan`."""
         with reading(self.engine) as session:
             events = self._events(session, ReservationRow.purpose == plan.purpose)
-        return epsilon([*events, _event(plan, rounds)], self.caps.delta)
+        more = [_event(plan, rounds)] if rounds else []
+        return epsilon([*events, *more], self.caps.delta)
 
     def position(self) -> int:
         """Sequence number of the latest reservation, 0 before the first.
@@ -244,6 +244,7 @@ class Budget:
             round=round,
             purpose=plan.purpose,
             plan_sha256=plan.sha256,
+            base_sha256=plan.base_sha256,
             unit=plan.unit,
             adjacency=plan.adjacency,
             sampling_rate=plan.sampling_rate,
@@ -286,6 +287,7 @@ def _fields(row: ReservationRow) -> dict[str, Any]:
         "delta": row.delta,
         "steps": 1,
         "plan_sha256": row.plan_sha256,
+        "base_sha256": row.base_sha256,
     }
 
 

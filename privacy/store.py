@@ -40,6 +40,7 @@ class ReservationRow(Base):
     round: Mapped[int]
     purpose: Mapped[str]
     plan_sha256: Mapped[str]
+    base_sha256: Mapped[str]
     unit: Mapped[str]
     adjacency: Mapped[str]
     sampling_rate: Mapped[float]

@@ -1,0 +1,22 @@
+"""Withdrawal of consent: never sampled again, cached states deleted, and the ledger says when."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from client_node.features import forget_states
+from client_node.store import SiteStore
+from privacy.ledger import Ledger
+
+
+def withdraw_consent(subject: str, store: SiteStore, features: Path, ledger: Ledger) -> int:
+    """Withdraw `subject`'s consent; returns how many recordings it concerns.
+
+    Takes effect at the next round's sampling. Adapters trained before stay as they are: their
+    dependence on this subject is what ε bounds. Raises SiteError where the subject is unknown.
+    """
+    hashes = store.withdraw_consent(subject)
+    forget_states(features, hashes)
+    # A count of one and no name: the ledger is shown to auditors.
+    ledger.append("consent.withdrawn", {"subjects": 1, "recordings": len(hashes)})
+    return len(hashes)

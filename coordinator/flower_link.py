@@ -1,0 +1,341 @@
+"""The room's one Flower file: a SuperLink inside this process, and the FleetLink over it.
+
+Only Flower's Fleet API is ever served, and by our own TLS listener (`coordinator.listeners`). The
+Control API is not mounted at all and the Runtime API needs no socket: what a ServerApp process
+would ask over HTTP is asked of the same handlers by a function call, so nobody on this machine or
+outside can submit code, claim the task or push messages. No process is spawned, no dependency is
+installed, no outside host is contacted.
+
+Replies are mapped by the message that they answer (the source of an error message is wrong in
+Flower 1.41), and are fetched without waiting, where Flower's own grid would block for a second and
+more while a site is still uploading.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import logging
+import os
+import secrets
+import threading
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+# Read by flwr at import: without them it contacts two outside hosts.
+os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
+
+import numpy as np
+from cryptography.hazmat.primitives.serialization import load_ssh_public_key
+from fastapi import FastAPI
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app.message.message import remove_content_from_message
+from flwr.cli.build import build_fab_from_files
+from flwr.common.constant import (
+    ISOLATION_MODE_PROCESS,
+    NOOP_ACCOUNT_NAME,
+    NOOP_FLWR_AID,
+    SUPERLINK_NODE_ID,
+    TRANSPORT_TYPE_GRPC_RERE,
+    Status,
+    SubStatus,
+)
+from flwr.common.serde import fab_to_proto, message_to_proto
+from flwr.proto.control_pb2 import StartRunRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
+from flwr.proto.node_pb2 import Node
+from flwr.proto.runtime_pb2 import PullAppMessagesRequest, PushAppMessagesRequest
+from flwr.proto.task_pb2 import Task
+from flwr.supercore.auth.typing import AccountInfo
+from flwr.supercore.constant import NodeStatus
+from flwr.supercore.fab import Fab
+from flwr.supercore.heartbeat import HeartbeatSender
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    iterate_object_tree,
+    no_object_id_recompute,
+)
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.auth_plugin import NoOpControlAuthnPlugin
+from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
+from flwr.superlink.config_loader import SuperLinkLifespanConfig
+from flwr.superlink.main import create_app
+from flwr.superlink.servicer.control import control_handlers
+from flwr.superlink.servicer.runtime import runtime_handlers
+
+from coordinator.link import Delivery
+from privacy.parcel import Parcel, ParcelKind
+
+MESSAGE_TYPE = "query"
+MESSAGE_TTL_S = 24 * 3600.0
+# Message, records, array and its 20 MB chunks: a parcel of a gigabyte is below this.
+MAX_REPLY_OBJECTS = 64
+SITE_KINDS: frozenset[ParcelKind] = frozenset({"accepted", "update", "activated", "refused"})
+
+_OWNER = AccountInfo(flwr_aid=NOOP_FLWR_AID, account_name=NOOP_ACCOUNT_NAME)
+_SUPERLINK_NODE = Node(node_id=SUPERLINK_NODE_ID)
+_NODE_HEARTBEAT_S = 30.0
+_ADMITTED = (NodeStatus.REGISTERED, NodeStatus.ONLINE, NodeStatus.OFFLINE)
+_STUB = {
+    "pyproject.toml": b"""[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+
+[project]
+name = "auricle-stub"
+version = "1.0.0"
+description = "Carries no code: sites run what they have installed"
+license = "Apache-2.0"
+dependencies = []
+
+[tool.flwr.app]
+publisher = "auricle"
+
+[tool.flwr.app.components]
+serverapp = "auricle_stub:server"
+clientapp = "auricle_stub:client"
+""",
+    "auricle_stub.py": b"server = client = None\n",
+}
+
+_log = logging.getLogger(__name__)
+
+
+def create_superlink(database: Path) -> FastAPI:
+    """Flower's SuperLink with node authentication, its state in the SQLite file `database`.
+
+    The app serves every Flower API: whoever listens must let through /v1/fleet/ alone.
+    """
+    # flwr makes its loggers print; the coordinator's own log tells what matters.
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    config = SuperLinkLifespanConfig(
+        control_address="",
+        health_server_address=None,
+        host="127.0.0.1",
+        port=0,
+        insecure=True,
+        certificates=None,
+        superexec_auth_secret=secrets.token_bytes(32),  # nobody may acquire tasks
+        authn_plugin=NoOpControlAuthnPlugin(),
+        event_log_plugin=None,
+        fleet_event_log_plugin=None,
+        enable_event_log=False,
+        artifact_provider=None,
+        enable_supernode_auth=True,
+        fleet_api_type=TRANSPORT_TYPE_GRPC_RERE,
+        fleet_api_address=None,
+        simulation=False,
+        ssl_ca_certfile=None,
+        ssl_certfile=None,
+        ssl_keyfile=None,
+        database=str(database),
+        isolation=ISOLATION_MODE_PROCESS,
+        runtime_dependency_install=False,
+    )
+    return create_app(config, SuperLinkLifespan)
+
+
+class FlowerLink:
+    """FleetLink over the embedded SuperLink `app`.
+
+    One Flower run serves all jobs of the process (Flower's task identity is process-global); it is
+    begun when the first parcel is sent. Not safe for several threads, but for `set_fleet` and
+    `online`.
+    """
+
+    def __init__(self, app: FastAPI) -> None:
+        self._state = app.state.linkstate_factory.state()
+        self._fleet_lock = threading.Lock()
+        self._node_ids: dict[str, int] = {}
+        self._run: _Run | None = None
+        self._flights: dict[str, tuple[str, int]] = {}  # message: (site, run)
+        self._arriving: dict[str, tuple[str, list[str]]] = {}  # message: (reply, its objects)
+
+    def set_fleet(self, node_keys: Mapping[str, str]) -> None:
+        """Let in exactly these sites, by the OpenSSH public key of their node.
+
+        A node that is left out is refused from its next call on, in whatever it was doing.
+        """
+        with self._fleet_lock:
+            wanted = {_key_bytes(openssh): site for site, openssh in node_keys.items()}
+            kept = {}
+            for node in self._state.get_node_info(statuses=_ADMITTED):
+                if node.public_key in wanted:
+                    kept[wanted.pop(node.public_key)] = node.node_id
+                else:
+                    self._state.delete_node(NOOP_FLWR_AID, node.node_id)
+            for key, site in wanted.items():
+                kept[site] = self._state.create_node(
+                    NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, key, _NODE_HEARTBEAT_S, name=site
+                )
+            self._node_ids = kept
+
+    def online(self) -> frozenset[str]:
+        """Sites whose node has sent a heartbeat within its interval."""
+        nodes = self._state.get_node_info(statuses=[NodeStatus.ONLINE])
+        alive = {node.node_id for node in nodes}
+        return frozenset(site for site, node in self._node_ids.items() if node in alive)
+
+    def send(self, site: str, parcel: Parcel) -> str:
+        """Queue `parcel` for the site's node, which fetches it at its next poll."""
+        run = self._running()
+        message = Message(
+            parcel_to_content(parcel), self._node_ids[site], MESSAGE_TYPE, ttl=MESSAGE_TTL_S
+        )
+        with no_object_id_recompute():
+            message_id = str(message.object_id)
+            message.metadata.__dict__["_message_id"] = message_id
+            request = PushAppMessagesRequest(
+                messages_list=[message_to_proto(remove_content_from_message(message))],
+                message_object_trees=[get_object_tree(message)],
+            )
+            response = runtime_handlers.push_messages(request, self._state, run.task)
+            objects = get_all_nested_objects(message)
+            for object_id in response.objects_to_push:
+                content = objects[object_id].deflate()
+                self._state.store_object(run.run_id, response.session_id, object_id, content)
+        self._flights[message_id] = (site, run.run_id)
+        return message_id
+
+    def poll(self, message_ids: Collection[str]) -> list[Delivery]:
+        """Replies whose every byte is here; one still being uploaded comes with a later poll."""
+        run = self._running()
+        asked = [m for m in message_ids if m in self._flights]
+        lost = [m for m in asked if self._flights[m][1] != run.run_id]
+        deliveries = [self._delivery(message, error_code="run-lost") for message in lost]
+        waiting = [m for m in asked if m not in lost and m not in self._arriving]
+        if waiting:
+            request = PullAppMessagesRequest(message_ids=waiting)
+            response = runtime_handlers.pull_messages(request, self._state, run.task)
+            for reply, tree in zip(
+                response.messages_list, response.message_object_trees, strict=True
+            ):
+                objects = [node.object_id for node in iterate_object_tree(tree)]
+                metadata = reply.metadata
+                self._arriving[metadata.reply_to_message_id] = (metadata.message_id, objects)
+        arrived = [m for m in asked if m in self._arriving]
+        return deliveries + [d for m in arrived if (d := self._fetch(run, m)) is not None]
+
+    def close(self) -> None:
+        """End the run; sites keep what they have and wait for the next coordinator process."""
+        if self._run is not None:
+            self._run.heartbeat.stop()
+            self._state.finish_task(self._run.task.task_id, SubStatus.COMPLETED, "")
+            self._run = None
+
+    def _running(self) -> _Run:
+        """The process's run, begun now if there is none or if Flower has given it up."""
+        if self._run is not None:
+            status = self._state.get_run_status({self._run.run_id})[self._run.run_id]
+            if status.status == Status.RUNNING:
+                return self._run
+            _log.warning("flower ended run %d; another begins", self._run.run_id)
+            self._run.heartbeat.stop()
+        self._run = _begin_run(self._state)
+        return self._run
+
+    def _fetch(self, run: _Run, message: str) -> Delivery | None:
+        reply_id, object_ids = self._arriving[message]
+        if len(object_ids) > MAX_REPLY_OBJECTS:
+            return self._delivery(message, error_code="reply-oversized")
+        contents = {}
+        for object_id in object_ids:
+            content = self._state.get_object(run.run_id, object_id)
+            if content is None:
+                return self._delivery(message, error_code="reply-lost")
+            if content == b"":
+                return None
+            contents[object_id] = content
+        confirmation = ConfirmMessageReceivedRequest(
+            node=_SUPERLINK_NODE, run_id=run.run_id, message_object_id=reply_id
+        )
+        runtime_handlers.confirm_message_received(confirmation, self._state, run.task)
+        try:
+            reply = inflate_object_from_contents(reply_id, contents)
+            if reply.has_error():
+                return self._delivery(message, error_code=f"flower-error-{reply.error.code}")
+            return self._delivery(message, parcel=content_to_parcel(reply.content))
+        except (KeyError, ValueError, TypeError, AttributeError):
+            return self._delivery(message, error_code="reply-malformed")
+
+    def _delivery(
+        self, message: str, parcel: Parcel | None = None, error_code: str | None = None
+    ) -> Delivery:
+        self._arriving.pop(message, None)
+        site, _ = self._flights.pop(message)
+        return Delivery(message, site, parcel, error_code)
+
+
+def parcel_to_content(parcel: Parcel) -> RecordDict:
+    """A parcel as Flower carries it: one config record, and one byte array unless it is empty."""
+    record = ConfigRecord({"kind": parcel.kind, "statement": parcel.statement})
+    content = RecordDict({"parcel": record})
+    if parcel.payload:
+        packed = Array(np.frombuffer(parcel.payload, dtype=np.uint8))
+        content["payload"] = ArrayRecord({"packed": packed})
+    return content
+
+
+def content_to_parcel(content: RecordDict) -> Parcel:
+    """The inverse of `parcel_to_content`. Raises ValueError or KeyError on anything else."""
+    record = content.config_records["parcel"]
+    kind, statement = record["kind"], record["statement"]
+    if kind not in SITE_KINDS or not isinstance(statement, bytes):
+        raise ValueError("not a site's parcel")
+    payload = b""
+    if "payload" in content.array_records:
+        payload = _packed_bytes(content.array_records["payload"]["packed"])
+    return Parcel(kind, statement, payload)
+
+
+def _packed_bytes(array: Array) -> bytes:
+    # The .npy header is read, and the bytes taken as they are: numpy.load would first reserve
+    # whatever size a lying header claims.
+    stream = io.BytesIO(array.data)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError("not a version 1.0 .npy array")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(stream, max_header_size=1024)
+    payload = stream.read()
+    if dtype != np.uint8 or shape != (len(payload),):
+        raise ValueError("not one array of bytes")
+    return payload
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """A Flower run whose task this process holds."""
+
+    run_id: int
+    task: Task
+    heartbeat: HeartbeatSender
+
+
+def _begin_run(state: Any) -> _Run:
+    """Start a run of the stub app, end earlier ones, and hold its task as a ServerApp would."""
+    for earlier in state.get_run_info(statuses=[Status.PENDING, Status.STARTING, Status.RUNNING]):
+        state.stop_run(earlier.run_id)
+    content, _ = build_fab_from_files(_STUB)
+    fab = Fab(hashlib.sha256(content).hexdigest(), content, {})
+    request = StartRunRequest(fab=fab_to_proto(fab))
+    started = control_handlers.start_run(request, _OWNER, state, TRANSPORT_TYPE_GRPC_RERE)
+    run = state.get_run_info(run_ids=[started.run_id])[0]
+    task = Task(task_id=run.primary_task_id, run_id=run.run_id)
+    state.claim_task(task.task_id)
+    state.activate_task(task.task_id)
+    TaskIdentity.task_id = task.task_id
+    TaskIdentity.run_id = run.run_id
+    TaskIdentity.node_id = SUPERLINK_NODE_ID
+    heartbeat = HeartbeatSender(lambda: bool(state.acknowledge_task_heartbeat(task.task_id)))
+    heartbeat.start()
+    return _Run(run.run_id, task, heartbeat)
+
+
+def _key_bytes(openssh: str) -> bytes:
+    key = load_ssh_public_key(openssh.encode())
+    return bytes(public_key_to_bytes(key))

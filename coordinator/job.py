@@ -1,0 +1,266 @@
+"""The job loop: order, poll, admit, aggregate, checkpoint, next; resumable after kill -9 anywhere.
+
+Each step reads the job from the database, asks the sites whatever that state calls for, and takes
+at most one transition per answer. The loop keeps nothing of its own, so a killed coordinator goes
+on by running it again: questions are repeated, sites repeat their answers byte for byte, and an
+answer that was already taken is no longer asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from coordinator.admission import HOSTILE_CODES, Admission, admit
+from coordinator.aggregate import aggregate, pack, unpack
+from coordinator.answers import answer_code
+from coordinator.dispatch import Dispatch, Question, Reply
+from coordinator.errors import AdmissionError
+from coordinator.job_records import FINISHED, OK, JobRecord
+from coordinator.jobs import Jobs
+from coordinator.journal import Journal
+from coordinator.link import FleetLink
+from coordinator.model_artifacts import ArtifactSource
+from coordinator.optimiser import OptimiserState, apply
+from coordinator.planning import mechanism_fields
+from coordinator.registry import Registry, SiteRecord
+from coordinator.release import make_manifest, write_files
+from coordinator.rounds import RoundState
+from privacy.parcel import Parcel, ReleaseManifest, RoundOrder
+from privacy.signing import Identity, open_statement, payload_type_of, seal
+
+POLL_S = 0.05
+SITE_INACTIVE = "site-inactive"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tools:
+    """What the loop works with; all of it is passed in."""
+
+    jobs: Jobs
+    registry: Registry
+    journal: Journal
+    identity: Identity
+    artifacts: ArtifactSource
+    releases_folder: Path
+    clock: Callable[[], float]
+
+
+class JobLoop:
+    """Runs one job to its end."""
+
+    def __init__(self, job: str, tools: Tools, link: FleetLink) -> None:
+        self._job = job
+        self._tools = tools
+        self._dispatch = Dispatch(link, tools.clock)
+
+    def run(self, wait: Callable[[float], bool]) -> None:
+        """Run until the job is finished or `wait(seconds)` returns True.
+
+        Raises LedgerError when the ledger no longer verifies: the service must stop (I4).
+        """
+        self._tools.jobs.renew_deadline(self._job, self._tools.clock())
+        while not self.step():
+            if wait(POLL_S):
+                return
+
+    def step(self) -> bool:
+        """Take what has arrived, do what follows from it, ask what comes next.
+
+        True once the job is finished.
+        """
+        tools = self._tools
+        for reply in self._dispatch.replies():
+            self._take(reply)
+        record = tools.jobs.load(self._job)
+        while (after := self._advance(record)) != record:
+            record = after
+        if record.state not in FINISHED:
+            self._ask(record)
+        tools.journal.flush()
+        return record.state in FINISHED
+
+    def _ask(self, record: JobRecord) -> None:
+        questions = self._questions(record)
+        asked = self._dispatch.ask(questions)
+        if record.round is not None and any(questions[site].key[0] == "round" for site in asked):
+            self._tools.jobs.orders_sent(self._job, record.round.number)
+
+    def _questions(self, record: JobRecord) -> dict[str, Question]:
+        """What each site should be asked now."""
+        active = self._tools.registry.active()
+        questions = {}
+        for site, participant in record.participants.items():
+            if site not in active or participant.plan_code not in (None, OK):
+                continue
+            if record.state == "releasing":
+                if participant.plan_code == OK and participant.release_code is None:
+                    questions[site] = Question(("release", 0), self._release_parcel)
+            elif participant.plan_code is None:
+                questions[site] = Question(("prepare", 0), lambda: self._plan_parcel(record))
+            elif record.round is not None and site in record.round.missing:
+                key = ("round", record.round.number)
+                questions[site] = Question(key, lambda: self._order_parcel(record))
+        return questions
+
+    def _plan_parcel(self, record: JobRecord) -> Parcel:
+        basis = self._tools.jobs.checkpoint(self._job).basis
+        return Parcel("prepare", record.plan_statement, basis)
+
+    def _order_parcel(self, record: JobRecord) -> Parcel:
+        weights = self._tools.jobs.checkpoint(self._job).weights
+        return Parcel("round", record.order_statement, weights)
+
+    def _release_parcel(self) -> Parcel:
+        _, statement, adapter = self._tools.jobs.release(self._job)
+        return Parcel("release", statement, adapter)
+
+    def _take(self, reply: Reply) -> None:
+        """Make one transition of a site's answer, unless it is no longer asked."""
+        record = self._tools.jobs.load(self._job)
+        site = self._tools.registry.active().get(reply.site)
+        question = self._questions(record).get(reply.site)
+        if site is None or question is None or question.key != reply.key:
+            return  # revoked or quarantined meanwhile, or too late for its round
+        match reply.key[0]:
+            case "round":
+                self._take_update(reply.parcel, record, site, number=reply.key[1])
+            case "prepare":
+                code = answer_code(
+                    reply.parcel,
+                    site,
+                    expected="accepted",
+                    job=self._job,
+                    subject_sha256=record.plan.sha256,
+                )
+                self._tools.jobs.answer_plan(self._job, site.name, code)
+            case "release":
+                code = answer_code(
+                    reply.parcel,
+                    site,
+                    expected="activated",
+                    job=self._job,
+                    subject_sha256=self._manifest_sha256(),
+                )
+                self._tools.jobs.answer_release(self._job, site.name, code)
+
+    def _take_update(
+        self, parcel: Parcel, record: JobRecord, site: SiteRecord, *, number: int
+    ) -> None:
+        jobs, now_s = self._tools.jobs, self._tools.clock()
+        if parcel.kind == "refused":
+            code = answer_code(parcel, site, expected="update", job=self._job, subject_sha256="")
+            jobs.refuse(self._job, number, site.name, code, now_s=now_s)
+            return
+        admission = Admission(
+            plan=record.plan,
+            round=number,
+            site=site.name,
+            identity=site.identity,
+            seen=lambda digest: jobs.payload_seen(self._job, digest),
+        )
+        try:
+            header = admit(parcel, admission)
+        except AdmissionError as error:
+            _log.warning("update of site %s refused: %s", site.name, error.code)
+            hostile = error.code in HOSTILE_CODES
+            jobs.refuse(self._job, number, site.name, error.code, now_s=now_s, hostile=hostile)
+        else:
+            jobs.admit(self._job, number, site.name, header, parcel.payload, now_s=now_s)
+
+    def _manifest_sha256(self) -> str:
+        _, statement, _ = self._tools.jobs.release(self._job)
+        trusted = (self._tools.identity.public,)
+        manifest = open_statement(statement, payload_type_of(ReleaseManifest), trusted)
+        return hashlib.sha256(manifest).hexdigest()
+
+    def _advance(self, record: JobRecord) -> JobRecord:
+        """Take the transition that is due, if one is; returns the job after it."""
+        now_s = self._tools.clock()
+        if record.state == "preparing":
+            self._tools.jobs.start_if_ready(self._job, now_s)
+        elif record.state == "running":
+            self._advance_round(record, record.round, now_s)
+        elif record.state == "releasing":
+            waiting = self._questions(record)
+            if not waiting or now_s >= record.deadline_at_s:
+                write_files(self._tools.releases_folder, *self._tools.jobs.release(self._job))
+                self._tools.jobs.finish(self._job, now_s)
+        return self._tools.jobs.load(self._job)
+
+    def _advance_round(self, record: JobRecord, state: RoundState | None, now_s: float) -> None:
+        if state is None or state.status == "released":
+            if record.rounds_done < record.plan.rounds:
+                self._open_round(record, now_s)
+            else:
+                self._sign_release(record, now_s)
+        elif state.status == "aggregating":
+            self._aggregate(record, state.number, now_s)
+        elif lost := self._lost_site(record, state):
+            self._tools.jobs.refuse(self._job, state.number, *lost, now_s=now_s)
+        else:
+            self._tools.jobs.read_clock(self._job, state.number, now_s)
+
+    def _lost_site(self, record: JobRecord, state: RoundState) -> tuple[str, str] | None:
+        """A site that the round need not wait for any more, and why."""
+        active = self._tools.registry.active()
+        for site in state.missing:
+            refused = record.participants[site].plan_code
+            if site not in active or refused not in (None, OK):
+                return site, SITE_INACTIVE if refused in (None, OK) else refused
+        return None
+
+    def _open_round(self, record: JobRecord, now_s: float) -> None:
+        """Seal the order once, so that every copy of it is the same, and open the round."""
+        tools, number = self._tools, record.rounds_done + 1
+        tools.journal.flush()
+        head = tools.journal.ledger.tree_head()
+        weights = tools.jobs.checkpoint(self._job).weights
+        order = RoundOrder(
+            job=self._job,
+            round=number,
+            plan_sha256=record.plan.sha256,
+            payload_sha256=hashlib.sha256(weights).hexdigest(),
+            tree_head=head.root,
+            tree_size=head.size,
+        )
+        active = tools.registry.active()
+        willing = {s for s, p in record.participants.items() if p.plan_code in (None, OK)}
+        sites = frozenset(willing & active.keys())
+        statement = seal(order, tools.identity)
+        tools.jobs.open_round(self._job, number, sites, statement, now_s=now_s)
+
+    def _aggregate(self, record: JobRecord, number: int, now_s: float) -> None:
+        """Step the weights by the round's updates and checkpoint them."""
+        jobs, plan = self._tools.jobs, record.plan
+        checkpoint = jobs.checkpoint(self._job)
+        gradient_D = aggregate(jobs.payloads(self._job, number), plan.adapter.size, plan.divisor)
+        weights_D, state = apply(
+            plan.optimiser,
+            unpack(checkpoint.weights),
+            gradient_D,
+            OptimiserState.from_bytes(checkpoint.optimiser),
+        )
+        weights = pack(weights_D)
+        facts = {"weights_sha256": hashlib.sha256(weights).hexdigest()} | mechanism_fields(plan)
+        jobs.finish_round(self._job, number, weights, state.to_bytes(), facts=facts, now_s=now_s)
+        _log.info("job %s: round %d of %d is done", self._job, number, plan.rounds)
+
+    def _sign_release(self, record: JobRecord, now_s: float) -> None:
+        tools = self._tools
+        tools.journal.flush()
+        checkpoint = tools.jobs.checkpoint(self._job)
+        adapter = tools.artifacts.export(
+            record.request.base_folder,
+            record.plan.adapter,
+            checkpoint.basis,
+            unpack(checkpoint.weights),
+        )
+        manifest = make_manifest(record, adapter, tools.journal.ledger, now_s)
+        statement = seal(manifest, tools.identity)
+        tools.jobs.begin_release(self._job, manifest.release, statement, adapter, now_s=now_s)

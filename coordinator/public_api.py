@@ -1,0 +1,61 @@
+"""What the public listener serves of our own: enrolment, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+from fastapi import Body, FastAPI, Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from coordinator.errors import EnrolmentError
+from coordinator.registry import Enrolment, SiteRecord
+
+ENROL_PATH = "/v1/auricle/enrol"
+ENROL_LIMIT_BYTES = 64 * 1024
+
+
+class EnrolRequest(BaseModel):
+    """A site's request to join; `statement` is its DSSE envelope as JSON text."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    invite_token: Annotated[str, Field(max_length=256)]
+    site: Annotated[str, Field(max_length=63)]
+    site_public_pem: Annotated[str, Field(max_length=1024)]
+    node_public_openssh: Annotated[str, Field(max_length=1024)]
+    statement: Annotated[str, Field(max_length=16 * 1024)]
+
+
+class EnrolReply(BaseModel):
+    """The coordinator's key, which must be the one that the invite names."""
+
+    coordinator_public_pem: str
+    approved: bool
+
+
+def create_public_app(
+    enrol: Callable[[Enrolment], SiteRecord], coordinator_public_pem: str
+) -> FastAPI:
+    """The enrolment app; `enrol` raises EnrolmentError to refuse."""
+    app = FastAPI(title="Auricle enrolment", docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.exception_handler(EnrolmentError)
+    async def refused(_: Request, error: EnrolmentError) -> JSONResponse:
+        return JSONResponse({"code": error.code, "problem": error.problem}, status_code=403)
+
+    @app.post(ENROL_PATH)
+    def post_enrolment(request: Annotated[EnrolRequest, Body()]) -> EnrolReply:
+        enrol(
+            Enrolment(
+                invite_token=request.invite_token,
+                site=request.site,
+                site_public_pem=request.site_public_pem,
+                node_public_openssh=request.node_public_openssh,
+                statement=request.statement.encode(),
+            )
+        )
+        return EnrolReply(coordinator_public_pem=coordinator_public_pem, approved=True)
+
+    return app

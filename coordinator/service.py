@@ -1,0 +1,181 @@
+"""The coordinator as a running service: listeners, fleet, one thread that works through the jobs."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from fastapi import FastAPI
+
+from coordinator.admin_api import ADMIN_LIMIT_BYTES, ADMIN_PREFIX, create_admin_app
+from coordinator.flower_link import FlowerLink, create_superlink
+from coordinator.home import CoordinatorHome
+from coordinator.job import JobLoop, Tools
+from coordinator.jobs import Jobs
+from coordinator.journal import Journal
+from coordinator.listeners import Listener, Mount, OnlyPaths
+from coordinator.model_artifacts import ArtifactSource, SpeechArtifacts
+from coordinator.operations import Operations
+from coordinator.public_api import ENROL_LIMIT_BYTES, ENROL_PATH, create_public_app
+from coordinator.registry import Registry
+from coordinator.store import create_schema
+from privacy.errors import AuricleError, LedgerError
+from privacy.ledger import Ledger
+from privacy.signing import Identity
+from privacy.store import open_engine
+
+LOOPBACK = "127.0.0.1"
+IDLE_S = 1.0
+
+_log = logging.getLogger(__name__)
+
+
+class Coordinator:
+    """One coordinator in this process, from `start` to `stop`.
+
+    Only one may run in a process: Flower's task identity is process-global.
+    """
+
+    def __init__(
+        self,
+        home: CoordinatorHome,
+        artifacts: ArtifactSource | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Open the databases, verify the ledger (LedgerError stops here), bind both ports."""
+        settings = home.settings()
+        identity = Identity.load(home.identity_file)
+        self.engine = open_engine(home.database_url(settings))
+        create_schema(self.engine)
+        log_id = f"coordinator/{identity.public.key_id[:16]}"
+        ledger = Ledger(
+            self.engine, identity, log_id, lambda: datetime.fromtimestamp(clock(), UTC)
+        )
+        self._tools = Tools(
+            jobs=Jobs(self.engine),
+            registry=Registry(self.engine, identity, clock),
+            journal=Journal(self.engine, ledger),
+            identity=identity,
+            artifacts=artifacts or SpeechArtifacts(),
+            releases_folder=home.releases,
+            clock=clock,
+        )
+        superlink = create_superlink(home.flower_database)
+        self._link = FlowerLink(superlink)
+        self._stopping = threading.Event()
+        self._wake = threading.Event()
+        self._failure: BaseException | None = None
+        self._public = Listener(
+            OnlyPaths(
+                [
+                    Mount("/v1/fleet/", superlink, settings.max_request_bytes),
+                    Mount("/health", superlink, 0),
+                    Mount(ENROL_PATH, self._enrolment_app(identity), ENROL_LIMIT_BYTES),
+                ],
+                lifespan=superlink,
+            ),
+            settings.public_host,
+            settings.public_port,
+            tls=(home.server_certificate_file, home.server_key_file),
+        )
+        self.operations = Operations(
+            engine=self.engine,
+            tools=self._tools,
+            endpoint=home.endpoint(settings, self._public.port),
+            online=self._link.online,
+            set_fleet=self._link.set_fleet,
+            wake=self._wake.set,
+        )
+        admin = create_admin_app(self.operations, home.admin_token())
+        mounts = [Mount(ADMIN_PREFIX, admin, ADMIN_LIMIT_BYTES)]
+        self._admin = Listener(OnlyPaths(mounts, lifespan=admin), LOOPBACK, settings.admin_port)
+        self._worker = threading.Thread(target=self._work, name="jobs")
+
+    @property
+    def public_port(self) -> int:
+        """Port of the TLS listener."""
+        return self._public.port
+
+    @property
+    def admin_port(self) -> int:
+        """Port of the admin listener on loopback."""
+        return self._admin.port
+
+    def start(self) -> None:
+        """Let the enrolled sites in, serve, and go on with whatever job was interrupted."""
+        self._tools.journal.flush()
+        self.operations.admit_fleet()
+        self._public.start()
+        self._admin.start()
+        self._worker.start()
+        _log.info("serving sites on port %d, operators on %d", self.public_port, self.admin_port)
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait until something asks the service to stop; False on timeout."""
+        return self._stopping.wait(timeout_s)
+
+    def stop(self) -> None:
+        """Stop in order; a job goes on at the next start. Raises what the job thread died of."""
+        self.ask_to_stop()
+        if self._worker.is_alive():
+            self._worker.join()
+        self._public.stop()
+        self._admin.stop()
+        self._link.close()
+        self.engine.dispose()
+        if self._failure is not None:
+            raise self._failure
+
+    def ask_to_stop(self) -> None:
+        """Make `wait` return; safe in a signal handler."""
+        self._stopping.set()
+        self._wake.set()
+
+    def _enrolment_app(self, identity: Identity) -> FastAPI:
+        return create_public_app(
+            lambda enrolment: self.operations.enrol(enrolment), identity.public.public_pem
+        )
+
+    def _work(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                self._wake.clear()
+                if waiting := self._tools.jobs.unfinished():
+                    self._run_job(waiting[0])
+                else:
+                    self._wake.wait(IDLE_S)
+        except BaseException as error:  # noqa: BLE001 - raised again by stop(), in the main thread
+            _log.critical("the job thread failed: %s", getattr(error, "code", type(error).__name__))
+            self._failure = error
+            self.ask_to_stop()
+
+    def _run_job(self, job: str) -> None:
+        """Run a job to its end; a fault of its own abandons it and leaves the service up."""
+        try:
+            JobLoop(job, self._tools, self._link).run(self._stopping.wait)
+        except LedgerError:
+            raise  # invariant I4: the ledger verifies or the service stops
+        except AuricleError as error:
+            _log.error("job %s is abandoned: %s", job, error.code)
+            self._tools.jobs.abandon(job, error.code, self._tools.clock())
+
+
+def run_coordinator(
+    home: CoordinatorHome, started: Callable[[Coordinator], None] = lambda _: None
+) -> None:
+    """Run a coordinator until SIGTERM or SIGINT; `started` is called once it serves.
+
+    Raises CoordinatorError ("port-in-use", "settings-invalid"), LedgerError where the ledger does
+    not verify, and whatever else stopped it.
+    """
+    coordinator = Coordinator(home)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: coordinator.ask_to_stop())
+    coordinator.start()
+    started(coordinator)
+    coordinator.wait()
+    coordinator.stop()
