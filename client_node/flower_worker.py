@@ -43,7 +43,7 @@ Refuse = Callable[[str], Parcel]
 
 
 def message_to_parcel(message: Message) -> Parcel:
-    """Read a coordinator's message. Raises RefusalError ("parcel-invalid") if it is not a parcel."""
+    """Read a coordinator's message. Raises RefusalError ("parcel-invalid") if it is none."""
     try:
         if message.metadata.message_type != MESSAGE_TYPE:
             raise ValueError

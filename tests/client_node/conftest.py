@@ -1,0 +1,33 @@
+"""Fixtures of a site: a nano base, a coordinator's identity, a home on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from model_core.base import SpeechBase
+from model_core.nano import nano_base
+from privacy.signing import Identity
+from tests.client_node.harness import Coordinator, Site
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def nano() -> SpeechBase:
+    return nano_base()
+
+
+@pytest.fixture
+def coordinator() -> Coordinator:
+    return Coordinator(Identity.generate())
+
+
+@pytest.fixture
+def site(tmp_path: Path, nano: SpeechBase, coordinator: Coordinator) -> Site:
+    return Site(tmp_path / "north", nano, coordinator)
