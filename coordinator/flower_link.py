@@ -138,7 +138,8 @@ def create_superlink(database: Path) -> FastAPI:
         isolation=ISOLATION_MODE_PROCESS,
         runtime_dependency_install=False,
     )
-    return create_app(config, SuperLinkLifespan)
+    app: FastAPI = create_app(config, SuperLinkLifespan)
+    return app
 
 
 class FlowerLink:

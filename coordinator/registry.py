@@ -13,6 +13,7 @@ import json
 import re
 import secrets
 from collections.abc import Callable
+from typing import Any
 
 import rfc8785
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -106,7 +107,7 @@ class Registry:
         with writing(self._engine) as session:
             session.add(row)
             note(session, "invite.issued", {"site": site, "token_sha256": row.token_sha256})
-        fields = {
+        fields: dict[str, Any] = {
             "format": INVITE_FORMAT,
             "site": site,
             "token": token,

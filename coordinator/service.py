@@ -1,4 +1,4 @@
-"""The coordinator as a running service: listeners, fleet, one thread that works through the jobs."""
+"""The coordinator as a running service: listeners, fleet, and one thread that runs the jobs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from coordinator.listeners import Listener, Mount, OnlyPaths
 from coordinator.model_artifacts import ArtifactSource, SpeechArtifacts
 from coordinator.operations import Operations
 from coordinator.public_api import ENROL_LIMIT_BYTES, ENROL_PATH, create_public_app
-from coordinator.registry import Registry
+from coordinator.registry import Enrolment, Registry, SiteRecord
 from coordinator.store import create_schema
 from privacy.errors import AuricleError, LedgerError
 from privacy.ledger import Ledger
@@ -52,9 +52,7 @@ class Coordinator:
         self.engine = open_engine(home.database_url(settings))
         create_schema(self.engine)
         log_id = f"coordinator/{identity.public.key_id[:16]}"
-        ledger = Ledger(
-            self.engine, identity, log_id, lambda: datetime.fromtimestamp(clock(), UTC)
-        )
+        ledger = Ledger(self.engine, identity, log_id, lambda: datetime.fromtimestamp(clock(), UTC))
         self._tools = Tools(
             jobs=Jobs(self.engine),
             registry=Registry(self.engine, identity, clock),
@@ -136,9 +134,10 @@ class Coordinator:
         self._wake.set()
 
     def _enrolment_app(self, identity: Identity) -> FastAPI:
-        return create_public_app(
-            lambda enrolment: self.operations.enrol(enrolment), identity.public.public_pem
-        )
+        def enrol(enrolment: Enrolment) -> SiteRecord:
+            return self.operations.enrol(enrolment)  # made after the listener, whose port it tells
+
+        return create_public_app(enrol, identity.public.public_pem)
 
     def _work(self) -> None:
         try:
