@@ -82,7 +82,8 @@ class Ledger:
 
         `fields` must be canonical JSON material (no NaN, no infinity: see
         `privacy.ledger_events`) and must name no person, path or text (I5). Raises LedgerError,
-        and then nothing was recorded.
+        and then nothing was recorded. Call it outside any other write transaction on the same
+        database: it waits for that to end.
         """
         with self._lock:
             with writing(self._engine) as session:

@@ -46,7 +46,6 @@ class MechanismRun:
     clipping_norm: float
     delta: float
     plan_sha256: str
-    base_sha256: str
     steps: int = 1
     unit: str = UNIT
     adjacency: str = "add_or_remove_one"
@@ -65,7 +64,6 @@ class MechanismRun:
             clipping_norm=plan.clipping_norm,
             delta=plan.delta,
             plan_sha256=plan.sha256,
-            base_sha256=plan.base_sha256,
             unit=plan.unit,
             adjacency=plan.adjacency,
         )
@@ -111,6 +109,7 @@ class TrainedRound:
     """
 
     run: MechanismRun
+    base_sha256: str
     epsilon_loc: float
     epsilon_sec: float
     honest_sites: int

@@ -39,7 +39,8 @@ class ReceiptError(AuricleError):
 class Receipt:
     """What left: `sha256` is of the payload, `size_bytes` of statement and payload together.
 
-    `at` is RFC 3339 in UTC: when the parcel was made ready to leave, the first time.
+    `at` is RFC 3339 in UTC: when the parcel was made ready to leave, the first time. A receipt is
+    the site's own note: the parcel's statement and the ledger are what is signed.
     """
 
     job: str
@@ -108,7 +109,8 @@ def read_parcel(folder: Path, receipt: Receipt) -> Parcel:
     except OSError as error:
         raise _altered(path) from error
     kept = (hashlib.sha256(parcel.statement).hexdigest(), parcel.payload_sha256, parcel.size_bytes)
-    if kept != (receipt.statement_sha256, receipt.sha256, receipt.size_bytes):
+    stated = (receipt.statement_sha256, receipt.sha256, receipt.size_bytes)
+    if kept != stated or _names(parcel) != (receipt.job, receipt.round):
         raise _altered(path)
     return parcel
 
