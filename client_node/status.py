@@ -85,10 +85,10 @@ def collect_status(home: SiteHome) -> SiteStatus:
         ledger = Ledger(engine, load_keys(home).identity, f"site/{settings.site}", _now)
         counts = SiteStore(engine).counts()
         head = ledger.tree_head()
-        budget = Budget(engine, settings.site, SitePolicy.load(home.policy).caps, ledger.append)
-        purposes = sorted(
-            {str(e.fields["purpose"]) for e in ledger.entries() if "purpose" in e.fields}
-        )
+        policy = SitePolicy.load(home.policy)
+        budget = Budget(engine, settings.site, policy.caps, ledger.append)
+        reserved = {str(e.fields["purpose"]) for e in ledger.entries() if e.kind == RESERVED}
+        purposes = sorted({*policy.purposes, *reserved})
         budgets = tuple(_budget_line(budget, purpose) for purpose in purposes)
     finally:
         engine.dispose()

@@ -40,7 +40,6 @@ def init(  # noqa: PLR0917 - Typer reads options from parameters
 ) -> None:
     """Make a coordinator: home, signing key, certificate authority, and the frozen base model."""
     from coordinator.home import CoordinatorHome, CoordinatorSettings
-
     from model_core.base import prepare_base
     from privacy.signing import Identity
 
@@ -76,11 +75,17 @@ def init(  # noqa: PLR0917 - Typer reads options from parameters
 def start(home: Home = None, as_json: Json = False) -> None:
     """Serve sites and operators, and go on with unfinished jobs, until Ctrl-C."""
     from coordinator.home import CoordinatorHome
-    from coordinator.service import run_coordinator
+    from coordinator.service import Coordinator, run_coordinator
 
-    opened = CoordinatorHome(existing_coordinator(home))
-    emit({"home": opened.root}, f"{opened.root} serves; Ctrl-C stops.", as_json=as_json)
-    run_coordinator(opened)
+    def started(running: Coordinator) -> None:
+        emit(
+            {"public_port": running.public_port, "admin_port": running.admin_port},
+            f"Sites on port {running.public_port}, operators on {running.admin_port} (loopback). "
+            "Ctrl-C stops.",
+            as_json=as_json,
+        )
+
+    run_coordinator(CoordinatorHome(existing_coordinator(home)), started)
 
 
 @app.command(epilog="Example: auricle coordinator invite st-mary --out st-mary.invite")
@@ -100,9 +105,9 @@ def invite(
 
     with AdminClient(*admin_address(existing_coordinator(home))) as admin:
         body = {"site": site, "valid_for_s": valid_hours * SECONDS_PER_HOUR}
-        made = admin.post("/admin/invites", body)
+        made = admin.post_for_bytes("/admin/invites", body)
     path = (out or Path(f"{site}.invite")).absolute()
-    write_private(path, made["invite"].encode())
+    write_private(path, made)
     emit(
         {"site": site, "invite": path},
         f"The invite is in {path}. It works once: whoever has it can join as {site}.",
@@ -120,14 +125,16 @@ def sites(home: Home = None, as_json: Json = False) -> None:
         listed = admin.get("/admin/sites")
     rows = [
         (
-            site["name"],
+            site["site"],
             "yes" if site["online"] else "no",
             "revoked" if site["revoked"] else site["quarantine_code"] or "active",
             site["key_id"],
         )
-        for site in listed["sites"]
+        for site in listed
     ]
-    emit(listed, table("Sites", ("Site", "Online", "State", "Key"), rows), as_json=as_json)
+    emit(
+        {"sites": listed}, table("Sites", ("Site", "Online", "State", "Key"), rows), as_json=as_json
+    )
 
 
 @app.command(epilog="Example: auricle coordinator revoke st-mary")
@@ -141,5 +148,20 @@ def revoke(
     from deploy.coordinator import admin_address
 
     with AdminClient(*admin_address(existing_coordinator(home))) as admin:
-        result = admin.post(f"/admin/sites/{site}/revoke", {})
-    emit(result, f"{site} is revoked.", as_json=as_json)
+        admin.post(f"/admin/sites/{site}/revoke", {})
+    emit({"site": site, "revoked": True}, f"{site} is revoked.", as_json=as_json)
+
+
+@app.command(epilog="Example: auricle coordinator restore st-mary")
+def restore(
+    site: Annotated[str, typer.Argument(help="The site's name.")],
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Lift a site's quarantine, once its operator has explained the refused update."""
+    from deploy.cli.admin_client import AdminClient
+    from deploy.coordinator import admin_address
+
+    with AdminClient(*admin_address(existing_coordinator(home))) as admin:
+        admin.post(f"/admin/sites/{site}/restore", {})
+    emit({"site": site, "restored": True}, f"{site} takes part again.", as_json=as_json)

@@ -135,14 +135,40 @@ def import_(
     )
 
 
+@app.command(epilog="Example: auricle site withdraw patient-0042")
+def withdraw(
+    subject: Annotated[str, typer.Argument(help="The subject id of the manifest.")],
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Withdraw a subject's consent: never sampled again, cached features deleted."""
+    from client_node.consent import withdraw_consent
+    from client_node.store import SiteStore
+    from deploy.ledgers import open_ledger
+    from privacy.store import open_engine
+
+    opened = _open(home)
+    store = SiteStore(open_engine(opened.database_url))
+    recordings = withdraw_consent(subject, store, opened.features, open_ledger(opened.root))
+    emit(
+        {"recordings": recordings},
+        f"{recordings} recordings are never sampled again, from the next round on.",
+        as_json=as_json,
+    )
+
+
 @app.command(epilog="Example: auricle site start --home auricle-site-st-mary")
 def start(home: Home = None, as_json: Json = False) -> None:
     """Take part in rounds until Ctrl-C: the training service and its connection."""
     from client_node.service import run_site
 
-    opened = _open(home)
-    emit({"home": opened.root}, f"{opened.root} takes part; Ctrl-C stops.", as_json=as_json)
-    run_site(opened)
+    def notify(stage: str) -> None:
+        if stage == "ready":
+            emit({"stage": stage}, "Ready for rounds. Ctrl-C stops.", as_json=as_json)
+        elif not as_json:
+            progress_console().print(f"{stage}…", style="dim")
+
+    run_site(_open(home), notify=notify)
 
 
 @app.command(epilog="Example: auricle site status --json")

@@ -66,7 +66,7 @@ def books(site: Site) -> tuple[Ledger, Budget]:
     return ledger, Budget(engine, "north", policy.caps, ledger.append)
 
 
-def export_report(site: Site, tmp_path: Path):  # noqa: ANN201
+def export_report(site: Site, tmp_path: Path):
     path = tmp_path / "export.jsonl"
     books(site)[0].export(path)
     return verify_export(path, [site.keys.identity.public])

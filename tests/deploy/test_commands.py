@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from deploy.cli import main as cli
-from deploy.cli import rounds
+from deploy.cli import rounds, site
 from deploy.cli.admin_client import AdminClient
 from deploy.errors import CommandError
 from model_core.errors import AudioError
@@ -155,7 +155,7 @@ def test_interruption_ends_with_130(
     def interrupted(_: object) -> Path:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("deploy.cli.site.existing_site", interrupted)
+    monkeypatch.setattr(site, "existing_site", interrupted)
     assert cli.run(["site", "receipts", "--json"]) == 130
     assert "error" in last_json(capsys)
 
@@ -166,7 +166,7 @@ def test_an_unforeseen_error_is_reported_without_a_traceback_unless_asked(
     def broken(_: object) -> Path:
         raise ZeroDivisionError("sum of nothing")
 
-    monkeypatch.setattr("deploy.cli.site.existing_site", broken)
+    monkeypatch.setattr(site, "existing_site", broken)
     assert cli.run(["site", "receipts"]) == 1
     shown = capsys.readouterr().err
     assert "ZeroDivisionError" in shown
@@ -187,8 +187,8 @@ def test_admin_errors_pass_on_the_coordinators_own_words() -> None:
 
     def answer(request: httpx.Request) -> httpx.Response:
         assert request.headers["authorization"] == "Bearer secret"
-        told = {"error": {"code": "no-sites", "problem": "no site", "remedy": "invite one"}}
-        return httpx.Response(409, json=told)
+        told = {"code": "no-sites", "problem": "no site", "remedy": "invite one"}
+        return httpx.Response(400, json=told)
 
     transport = httpx.MockTransport(answer)
     with (
