@@ -107,6 +107,7 @@ def invite(
         body = {"site": site, "valid_for_s": valid_hours * SECONDS_PER_HOUR}
         made = admin.post_for_bytes("/admin/invites", body)
     path = (out or Path(f"{site}.invite")).absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_private(path, made)
     emit(
         {"site": site, "invite": path},
