@@ -15,6 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from coordinator.errors import CoordinatorError
 
 STOP_GRACE_S = 5
+BACKLOG = 256
+START_POLL_S = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +102,7 @@ class Listener:
             log_config=None,
             access_log=False,
             server_header=False,
+            ws="none",
             timeout_graceful_shutdown=STOP_GRACE_S,
             **security,
         )
@@ -112,8 +115,19 @@ class Listener:
         return int(self._socket.getsockname()[1])
 
     def start(self) -> None:
-        """Serve. Connections made since binding wait in the socket's queue."""
+        """Serve; connections made since binding have waited in the socket's queue.
+
+        Raises CoordinatorError "listener-failed" where the app does not start.
+        """
         self._thread.start()
+        while not self._server.started:
+            self._thread.join(START_POLL_S)
+            if not self._thread.is_alive():
+                raise CoordinatorError(
+                    f"the listener on port {self.port} did not start",
+                    remedy="look into the log for what its app raised",
+                    code="listener-failed",
+                )
 
     def stop(self) -> None:
         """Finish what is being served and close."""
@@ -132,6 +146,7 @@ def _bind(host: str, port: int) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))
+        bound.listen(BACKLOG)
     except OSError as error:
         bound.close()
         raise CoordinatorError(
