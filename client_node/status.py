@@ -10,7 +10,7 @@ from client_node.keys import load_keys
 from client_node.policy import SitePolicy
 from client_node.serving import open_model_store
 from client_node.store import SiteStore
-from privacy.budget import Budget
+from privacy.budget import RESERVED, Budget
 from privacy.ledger import Ledger
 from privacy.parcel import ReleaseManifest
 from privacy.receipt import Receipt, read_receipts
@@ -85,8 +85,10 @@ def collect_status(home: SiteHome) -> SiteStatus:
         ledger = Ledger(engine, load_keys(home).identity, f"site/{settings.site}", _now)
         counts = SiteStore(engine).counts()
         head = ledger.tree_head()
-        budget = Budget(engine, settings.site, SitePolicy.load(home.policy).caps, ledger.append)
-        purposes = sorted({str(e.fields["purpose"]) for e in ledger.entries() if "purpose" in e.fields})
+        policy = SitePolicy.load(home.policy)
+        budget = Budget(engine, settings.site, policy.caps, ledger.append)
+        reserved = {str(e.fields["purpose"]) for e in ledger.entries() if e.kind == RESERVED}
+        purposes = sorted({*policy.purposes, *reserved})
         budgets = tuple(_budget_line(budget, purpose) for purpose in purposes)
     finally:
         engine.dispose()

@@ -45,7 +45,15 @@ class AdminClient:
         """POST to a resource. Raises like `get`."""
         return self._ask("POST", path, body)
 
+    def post_for_bytes(self, path: str, body: dict[str, Any]) -> bytes:
+        """POST to a resource whose answer is kept byte for byte. Raises like `get`."""
+        return self._reply("POST", path, body).content
+
     def _ask(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
+        reply = self._reply(method, path, body)
+        return reply.json() if reply.content else None
+
+    def _reply(self, method: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
         try:
             reply = self._client.request(method, path, json=body)
         except httpx.TransportError as error:
@@ -54,13 +62,13 @@ class AdminClient:
                 remedy="start it with `auricle coordinator start`, in a terminal of its own",
             ) from error
         if reply.is_success:
-            return reply.json()
+            return reply
         raise _refusal(reply)
 
 
 def _refusal(reply: httpx.Response) -> CommandError:
     try:
-        told = reply.json()["error"]
+        told = reply.json()
         return CommandError(str(told["problem"]), remedy=str(told["remedy"]), code=told["code"])
     except (ValueError, KeyError, TypeError):
         return CommandError(

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from deploy import doctor as checks
 from deploy.cli.output import Json, emit, table
 
 EXAMPLE = (
@@ -33,11 +34,9 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Check this machine. Exit status 41 when something is to be done."""
-    from deploy import doctor as checks
-
     found = [
         checks.check_python(),
-        checks.check_versions(importlib.metadata.requires("auricle") or []),
+        _versions(),
         checks.check_disk(Path.cwd()),
         checks.check_memory(),
         checks.check_espeak(_espeak_library),
@@ -57,6 +56,19 @@ def doctor(
     )
     if faults:
         raise typer.Exit(EXIT_FAULT)
+
+
+def _versions() -> checks.Check:
+    try:
+        requirements = importlib.metadata.requires("auricle") or []
+    except importlib.metadata.PackageNotFoundError:
+        return checks.Check(
+            "versions",
+            ok=False,
+            problem="auricle runs from a source tree and is not installed",
+            remedy="run `make setup`, then .venv/bin/auricle",
+        )
+    return checks.check_versions(requirements)
 
 
 def _espeak_library() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import deque
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,9 @@ from deploy.cli.homes import existing_home
 from deploy.cli.output import Home, Json, emit, epsilon_text, table
 from deploy.errors import CommandError
 from privacy.errors import LedgerError
+
+if TYPE_CHECKING:
+    from privacy.signing import PublicIdentity
 
 app = typer.Typer(help="The signed, append-only ledger of a site or coordinator.")
 
@@ -129,7 +132,7 @@ def verify(
         raise typer.Exit(LedgerError.exit_code)
 
 
-def _public_key(path: Path) -> "PublicIdentity":  # noqa: F821, UP037
+def _public_key(path: Path) -> PublicIdentity:
     from privacy.signing import PublicIdentity
 
     try:

@@ -49,9 +49,17 @@ class Told(Protocol):
     exit_code: int
 
 
+def installed_version() -> str:
+    """The version of the installed package; "source" where it runs from an uninstalled tree."""
+    try:
+        return importlib.metadata.version("auricle")
+    except importlib.metadata.PackageNotFoundError:
+        return "source"
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"auricle {importlib.metadata.version('auricle')}")
+        typer.echo(f"auricle {installed_version()}")
         raise typer.Exit
 
 
@@ -72,10 +80,10 @@ def run(arguments: Sequence[str]) -> int:
         result: Any = typer.main.get_command(app).main(
             args=list(arguments), prog_name="auricle", standalone_mode=False
         )
-        return result if isinstance(result, int) else 0
-    except (KeyboardInterrupt, click.Abort):
-        emit_error("interrupted", "stopped by you", "run it again to go on", as_json=as_json)
-        return EXIT_INTERRUPTED
+        status = result if isinstance(result, int) else 0
+        if status == EXIT_INTERRUPTED:  # Typer's own answer to Ctrl-C
+            emit_error("interrupted", "stopped by you", "run it again to go on", as_json=as_json)
+        return status
     except click.ClickException as error:
         path = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else ""
         remedy = f"see `{path or 'auricle'} --help`"

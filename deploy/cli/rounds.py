@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import RenderableType
@@ -12,6 +13,10 @@ from rich.live import Live
 
 from deploy.cli.homes import existing_coordinator
 from deploy.cli.output import Home, Json, emit, epsilon_text, progress_console, table
+from deploy.errors import CommandError
+
+if TYPE_CHECKING:
+    from deploy.cli.admin_client import AdminClient
 
 app = typer.Typer(help="Private rounds of training over all sites.", no_args_is_help=True)
 
@@ -21,7 +26,7 @@ WATCH_PERIOD_S = 1.0
 
 
 @app.command(epilog="Example: auricle round start --rounds 40 --epsilon 8 --watch")
-def start(
+def start(  # noqa: PLR0917 - Typer reads options from parameters
     home: Home = None,
     request: Annotated[
         Path | None, typer.Option(help="Job request file (TOML or JSON) over the defaults.")
@@ -71,10 +76,9 @@ def start(
     }
     fields = job_request(request, options)
     with AdminClient(*admin_address(root)) as admin:
-        job = admin.post("/admin/jobs", fields)
-        if watch:
-            job = _watch(admin, job["job"], as_json=as_json)
-    emit(job, _table(job), f"Watch it: auricle round status {job['job']} --watch", as_json=as_json)
+        name = admin.post("/admin/jobs", fields)["job"]
+        job = _look(admin, name, watch=watch, as_json=as_json)
+    emit(job, _table(job), f"Watch it: auricle round status {name} --watch", as_json=as_json)
     _exit_by(job)
 
 
@@ -90,26 +94,50 @@ def status(
     from deploy.coordinator import admin_address
 
     with AdminClient(*admin_address(existing_coordinator(home))) as admin:
-        name = job or "latest"
-        shown = _watch(admin, name, as_json=as_json) if watch else admin.get(f"/admin/jobs/{name}")
+        shown = _look(admin, job or _latest(admin), watch=watch, as_json=as_json)
     emit(shown, _table(shown), as_json=as_json)
     _exit_by(shown)
 
 
-def _watch(admin: Any, job: str, *, as_json: bool) -> dict[str, Any]:
-    """Ask again every second until the job has ended; returns its last status."""
-    pause = threading.Event()
+@app.command(epilog="Example: auricle round resume 9f86d081884c7d65")
+def resume(
+    job: Annotated[str, typer.Argument(help="The abandoned job.")],
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Give an abandoned job another chance, from the round where it stopped."""
+    from deploy.cli.admin_client import AdminClient
+    from deploy.coordinator import admin_address
+
+    with AdminClient(*admin_address(existing_coordinator(home))) as admin:
+        admin.post(f"/admin/jobs/{job}/resume", {})
+        shown = admin.get(f"/admin/jobs/{job}")
+    emit(shown, _table(shown), as_json=as_json)
+
+
+def _latest(admin: AdminClient) -> str:
+    jobs: list[str] = admin.get("/admin/jobs")
+    if not jobs:
+        raise CommandError(
+            "no job was ever started here",
+            remedy="start one with `auricle round start`",
+            code="job-unknown",
+        )
+    return jobs[-1]
+
+
+def _look(admin: AdminClient, job: str, *, watch: bool, as_json: bool) -> dict[str, Any]:
+    """The job's status; with `watch`, asked every second until the job has ended."""
     shown: dict[str, Any] = admin.get(f"/admin/jobs/{job}")
-    if as_json:
-        while shown["state"] not in ENDED:
-            pause.wait(WATCH_PERIOD_S)
-            shown = admin.get(f"/admin/jobs/{shown['job']}")
+    if not watch:
         return shown
-    with Live(_table(shown), console=progress_console(), transient=True) as live:
+    pause = threading.Event()
+    screen = Live(console=progress_console(), transient=True)
+    with contextlib.nullcontext() if as_json else screen:
         while shown["state"] not in ENDED:
+            screen.update(_table(shown))
             pause.wait(WATCH_PERIOD_S)
-            shown = admin.get(f"/admin/jobs/{shown['job']}")
-            live.update(_table(shown))
+            shown = admin.get(f"/admin/jobs/{job}")
     return shown
 
 

@@ -135,12 +135,40 @@ def import_(
     )
 
 
+@app.command(epilog="Example: auricle site withdraw patient-0042")
+def withdraw(
+    subject: Annotated[str, typer.Argument(help="The subject id of the manifest.")],
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Withdraw a subject's consent: never sampled again, cached features deleted."""
+    from client_node.consent import withdraw_consent
+    from client_node.store import SiteStore
+    from deploy.ledgers import open_ledger
+    from privacy.store import open_engine
+
+    opened = _open(home)
+    store = SiteStore(open_engine(opened.database_url))
+    recordings = withdraw_consent(subject, store, opened.features, open_ledger(opened.root))
+    emit(
+        {"recordings": recordings},
+        f"{recordings} recordings are never sampled again, from the next round on.",
+        as_json=as_json,
+    )
+
+
 @app.command(epilog="Example: auricle site start --home auricle-site-st-mary")
-def start(home: Home = None) -> None:
+def start(home: Home = None, as_json: Json = False) -> None:
     """Take part in rounds until Ctrl-C: the training service and its connection."""
     from client_node.service import run_site
 
-    run_site(_open(home))
+    def notify(stage: str) -> None:
+        if stage == "ready":
+            emit({"stage": stage}, "Ready for rounds. Ctrl-C stops.", as_json=as_json)
+        elif not as_json:
+            progress_console().print(f"{stage}…", style="dim")
+
+    run_site(_open(home), notify=notify)
 
 
 @app.command(epilog="Example: auricle site status --json")
@@ -198,6 +226,7 @@ def serve(
     home: Home = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8080,
+    as_json: Json = False,
 ) -> None:
     """Serve the site's page and the OpenAI audio API until Ctrl-C, in this building only."""
     import uvicorn
@@ -214,7 +243,8 @@ def serve(
     transcriber = open_transcriber(opened)
     transcriber.warm_up()
     made = make_app(transcriber, lambda: collect_status(opened), (*LOCAL_HOSTS, host))
-    progress_console().print(f"Page and API on http://{host}:{port} (Ctrl-C stops)", markup=False)
+    url = f"http://{host}:{port}"
+    emit({"url": url}, f"Page and API on {url}; Ctrl-C stops.", as_json=as_json)
     uvicorn.run(made, host=host, port=port, log_level="warning", access_log=False)
 
 

@@ -69,6 +69,7 @@ class Client:
 def site_status() -> SiteStatus:
     return SiteStatus(
         site=CANARY,
+        coordinator_url="",
         recordings=1234,
         subjects=56,
         ledger_entries=9,
