@@ -16,7 +16,10 @@ from privacy.signing import Identity
 from tests.coordinator.fakes import FakeSite, SmallArtifacts, token_of
 
 # flwr 1.41's own Alembic configuration warns under alembic 1.17.
-pytestmark = pytest.mark.filterwarnings("ignore:No path_separator found:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:No path_separator found:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning"),
+]
 
 SETTINGS = CoordinatorSettings(public_host="127.0.0.1", public_port=0, admin_port=0)
 NOT_PUBLIC = [
