@@ -108,13 +108,17 @@ class FlowerWorker:
     def run(self, stop: threading.Event) -> None:
         """Serve until `stop` is set. What the agent raises to stop the service comes through."""
         request = AcquireTaskRequest(supported_task_types=[TASK_TYPE])
+        connected = False
         try:
             while not stop.is_set():
                 token = ""
                 try:
                     token = self._tasks.AcquireTask(request).token
+                    changed, connected = not connected, True
                 except httpx.HTTPError:
-                    self._log.event("runtime-unavailable")
+                    changed, connected = connected, False
+                if changed:
+                    self._log.event("runtime-connected" if connected else "runtime-lost")
                 if token:
                     self._serve(token)
                 else:
