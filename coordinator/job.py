@@ -249,6 +249,7 @@ class JobLoop:
             unpack(checkpoint.weights),
             gradient_D,
             OptimiserState.from_bytes(checkpoint.optimiser),
+            plan.rounds,
         )
         weights = pack(weights_D)
         facts = {"weights_sha256": hashlib.sha256(weights).hexdigest()} | mechanism_fields(plan)

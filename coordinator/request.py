@@ -10,7 +10,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from coordinator.errors import RequestError
-from privacy.plan import AdapterKind, OptimiserSpec, PrivacyMode
+from privacy.plan import AdapterKind, OptimiserSpec, PrivacyMode, Schedule
 
 _STRICT = ConfigDict(extra="forbid", strict=False)
 
@@ -38,6 +38,7 @@ class OptimiserRequest:
     beta1: float = 0.9
     beta2: float = 0.99
     eps: float = 1e-8
+    schedule: Schedule = "linear"
 
     def spec(self) -> OptimiserSpec:
         """The same as the plan carries it."""

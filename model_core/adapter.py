@@ -255,7 +255,9 @@ def _layer(target: Target, wrapper: nn.Module, config: AdapterConfig, basis: Bas
         down = _from_basis(basis, f"{target.name}.down", peft_down.shape)
         up = _from_basis(basis, f"{target.name}.up", peft_up.shape)
         peft_down.copy_(down)
-        core = torch.zeros(*down.shape[:-1], config.rank)
+        # One core for all experts of a stack: they start as equal copies, so they share the basis
+        # too, and a core each would take E times the noise for the same signal.
+        core = torch.zeros(config.rank, config.rank)
     return Layer(
         name=target.name,
         module=wrapper.get_base_layer(),  # type: ignore[operator]

@@ -54,7 +54,7 @@ class Layer:
         parameter: for experts, the stacked parameter's name.
         down: A, [r, in] or [E, r, in].
         up: B (or U for a core), [out, r] or [E, out, r].
-        core: R, [r, r] or [E, r, r]; None for kind "lora".
+        core: R, [r, r], shared by the experts of a stack; None for kind "lora".
         scaling: factor of the adapter's output.
     """
 

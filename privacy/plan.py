@@ -20,6 +20,7 @@ PLAN_FORMAT = "auricle/plan/v1"
 AdapterKind = Literal["lora", "core"]
 PrivacyMode = Literal["local-noise", "none"]
 OptimiserName = Literal["adam", "sgd"]
+Schedule = Literal["constant", "linear"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,13 +60,17 @@ class AdapterSpec:
 
 @dataclasses.dataclass(frozen=True)
 class OptimiserSpec:
-    """The coordinator's optimiser over aggregated updates; post-processing, so free of ε."""
+    """The coordinator's optimiser over aggregated updates; post-processing, so free of ε.
+
+    With schedule "linear" the learning rate of round t of T is `learning_rate`·(1 - (t - 1)/T).
+    """
 
     name: OptimiserName
     learning_rate: float
     beta1: float = 0.9
     beta2: float = 0.99
     eps: float = 1e-8
+    schedule: Schedule = "linear"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -62,7 +62,7 @@ def expected_weights(federation, job, sites, rounds):
             for s in sorted(sites)
         ]
         gradient = np.sum(updates, axis=0) / (3 * 0.3 * 100)
-        weights, state = apply(plan.optimiser, weights, gradient, state)
+        weights, state = apply(plan.optimiser, weights, gradient, state, rounds)
     return weights
 
 

@@ -38,7 +38,7 @@ def steps(spec, gradients):
     weights = np.linspace(-1, 1, SIZE).astype(np.float32)
     state = OptimiserState.initial(SIZE)
     for gradient in gradients:
-        weights, state = apply(spec, weights, gradient, state)
+        weights, state = apply(spec, weights, gradient, state, 20)
     return weights, state
 
 
@@ -48,14 +48,14 @@ def gradients():
 
 
 def test_sgd(gradients):
-    weights, state = steps(OptimiserSpec("sgd", 0.1), gradients)
+    weights, state = steps(OptimiserSpec("sgd", 0.1, schedule="constant"), gradients)
     expected = np.linspace(-1, 1, SIZE) - 0.1 * gradients.sum(axis=0)
     np.testing.assert_allclose(weights, expected, atol=1e-5)
     assert state.step == 20
 
 
 def test_adam_follows_the_paper(gradients):
-    spec = OptimiserSpec("adam", 0.01, 0.9, 0.99, 1e-8)
+    spec = OptimiserSpec("adam", 0.01, 0.9, 0.99, 1e-8, "constant")
     weights = np.linspace(-1, 1, SIZE).astype(np.float32).astype(np.float64)
     m = v = np.zeros(SIZE)
     for t, g in enumerate(gradients, start=1):
@@ -74,7 +74,7 @@ def test_adam_agrees_with_torch(gradients):
     for gradient in gradients:
         weights.grad = torch.tensor(gradient, dtype=torch.float32)
         adam.step()
-    ours, _ = steps(OptimiserSpec("adam", 0.01, 0.9, 0.99, 1e-8), gradients)
+    ours, _ = steps(OptimiserSpec("adam", 0.01, 0.9, 0.99, 1e-8, "constant"), gradients)
     np.testing.assert_allclose(ours, weights.detach().numpy(), atol=1e-5)
 
 
@@ -84,6 +84,13 @@ def test_a_restored_state_continues_bit_for_bit(gradients, name):
     weights, state = steps(spec, gradients[:7])
     for gradient in gradients[7:]:
         weights, state = unpack(pack(weights)), OptimiserState.from_bytes(state.to_bytes())
-        weights, state = apply(spec, weights, gradient, state)
+        weights, state = apply(spec, weights, gradient, state, 20)
     expected, _ = steps(spec, gradients)
     assert weights.tobytes() == expected.tobytes()
+
+
+def test_a_linear_schedule_shrinks_every_step_and_never_reaches_zero(gradients):
+    weights, _ = steps(OptimiserSpec("sgd", 0.1, schedule="linear"), gradients)
+    decay = 1 - np.arange(20) / 20
+    expected = np.linspace(-1, 1, SIZE) - 0.1 * (decay[:, None] * gradients).sum(axis=0)
+    np.testing.assert_allclose(weights, expected, atol=1e-5)

@@ -112,7 +112,8 @@ def adapters_on(model: SmallSpeech, kind: str, rank: int = RANK) -> list[Layer]:
 
     def factors(lead: tuple[int, ...], out: int, inp: int) -> tuple[Tensor, Tensor, Tensor | None]:
         dtype = model.inp.weight.dtype
-        core = torch.randn(*lead, rank, rank, dtype=dtype) if kind == "core" else None
+        each = () if kind == "shared-core" else lead  # one core for a stack's experts, or one each
+        core = None if kind == "lora" else torch.randn(*each, rank, rank, dtype=dtype)
         return (
             torch.randn(*lead, rank, inp, dtype=dtype),
             torch.randn(*lead, out, rank, dtype=dtype) * 0.3,
