@@ -120,7 +120,7 @@ def clip_window_s(samples: int) -> float:
 
 def is_silent(samples: Tensor) -> bool:
     """Whether no 20 ms of the clip is louder than −65 dBFS; true for no samples at all."""
-    return bool((_levels(samples, _LEVEL_SAMPLES) < _SILENCE_RMS).all())
+    return not len(samples) or bool((_levels(samples, _LEVEL_SAMPLES) < _SILENCE_RMS).all())
 
 
 def cut_at_pauses(samples: Tensor) -> list[tuple[int, int]]:
