@@ -69,7 +69,7 @@ def test_nothing_run_costs_nothing() -> None:
     assert epsilon([], DELTA) == 0
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     rate=st.sampled_from([0.01, 0.05, 0.3, 1.0]),
     sigma=st.floats(0.7, 30),

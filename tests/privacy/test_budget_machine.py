@@ -151,4 +151,4 @@ class BudgetMachine(RuleBasedStateMachine):
 
 
 TestBudgetMachine = BudgetMachine.TestCase
-TestBudgetMachine.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+TestBudgetMachine.settings = settings(max_examples=12, stateful_step_count=20, deadline=None)

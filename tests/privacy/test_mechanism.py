@@ -28,7 +28,7 @@ any_gradients = npst.arrays(
 norms = st.floats(1e-6, 1e5)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(gradients=any_gradients, clipping_norm=norms, subject=st.integers(0, 6))
 def test_a_subject_changes_the_sum_by_at_most_the_clipping_norm(
     gradients: np.ndarray, clipping_norm: float, subject: int
@@ -43,7 +43,7 @@ def test_a_subject_changes_the_sum_by_at_most_the_clipping_norm(
     assert float((with_D - without_D).norm()) <= clipping_norm * (1 + 1e-12)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(gradients=any_gradients, clipping_norm=norms)
 def test_microbatches_of_subjects_add_up(gradients: np.ndarray, clipping_norm: float) -> None:
     gradients_SD = torch.from_numpy(gradients)
