@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +12,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from privacy.accountant import epsilon
+from privacy.accountant import epsilon, epsilon_sec
+from privacy.budget import Budget, BudgetCaps
 from privacy.errors import LedgerError
 from privacy.ledger import Ledger
 from privacy.ledger_entry import TreeHead
-from privacy.ledger_events import RESERVED, TRAINED
+from privacy.ledger_events import RESERVED, TRAINED, MechanismRun
 from privacy.ledger_verify import Report, verify_export
+from privacy.plan import AdapterSpec, OptimiserSpec, RoundPlan, TensorSpec
 from privacy.signing import Identity
 from tests.privacy.ledger_support import (
     LOG_ID,
@@ -157,6 +160,13 @@ DEFECTS: dict[str, tuple[Callable[[Logs], Lines], int | None]] = {
     "header-missing": (lambda k: k.new[1:], None),
     "header-edited": (lambda k: [k.new[0].replace(b"north", b"south"), *k.new[1:]], 0),
     "header-spaced": (lambda k: [k.new[0].replace(b",", b", "), *k.new[1:]], None),
+    "header-key-of-no-algorithm": (
+        lambda k: [k.new[0].replace(b"K2VwAyEA", b"K2VzAyEA"), *k.new[1:]],
+        None,
+    ),
+    "header-not-an-object": (lambda k: [b"[]\n", *k.new[1:]], None),
+    "header-nested-without-end": (lambda k: [b"[" * 100_000 + b"\n", *k.new[1:]], None),
+    "entry-nested-without-end": (lambda k: [*k.new[:3], b"[" * 100_000 + b"\n", *k.new[4:]], 2),
     "header-with-another-key": (
         lambda k: [
             k.new[0].replace(IDENTITY.public.key_id.encode(), STRANGER.public.key_id.encode()),
@@ -401,3 +411,52 @@ def test_an_export_holds_the_public_key_and_no_other(logs: Logs) -> None:
     assert IDENTITY.public.key_id.encode() in text
     assert b"PRIVATE" not in text
     assert all(b"PRIVATE" not in base64.b64decode(line[12:200]) for line in logs.new[1:])
+
+
+# --- the real budget writes the reservations
+
+
+def plan_of(job: str, rounds: int) -> RoundPlan:
+    return RoundPlan(
+        job=job,
+        purpose=PURPOSE,
+        base_sha256="b2" * 32,
+        adapter=AdapterSpec("lora", 1, 1.0, ("q_proj",), (), (TensorSpec("a", (2, 2)),)),
+        sampling_rate=0.25,
+        noise_multiplier=2.0,
+        clipping_norm=1.0,
+        rounds=rounds,
+        delta=1e-6,
+        expected_subjects=100,
+        max_utterances_per_subject=4,
+        honest_sites=2,
+        sites=(SITE, "south"),
+        quorum=1,
+        deadline_s=60.0,
+        optimiser=OptimiserSpec("adam", 0.01),
+        issued_at="2026-03-02T08:00:00Z",
+    )
+
+
+def test_a_budget_that_records_in_the_ledger_verifies_to_its_own_spend(tmp_path: Path) -> None:
+    plan = plan_of("0d" * 8, rounds=4)
+    with opened(tmp_path) as engine:
+        ledger = Ledger(engine, IDENTITY, LOG_ID, ticking())
+        budget = Budget(engine, SITE, BudgetCaps(default=8.0, delta=1e-6), ledger.append)
+        for round_ in range(1, 4):
+            reservation = budget.reserve(plan, round_)
+            run_ = MechanismRun.from_plan(plan, round_, SITE)
+            if round_ != 2:  # the second round dies after its reservation
+                events = [run_.event()] * round_
+                claim = trained(run_, [], epsilon_loc=budget.spent(PURPOSE).epsilon_loc)
+                claim = dataclasses.replace(claim, epsilon_sec=epsilon_sec(events, 1e-6, 3))
+                ledger.append(TRAINED, claim.fields())
+                budget.commit(reservation)
+        ledger.export(tmp_path / "export.jsonl")
+        spent = budget.spent(PURPOSE)
+    report = verify_export(tmp_path / "export.jsonl", [IDENTITY.public])
+    assert report.reason == ""
+    (derived,) = report.epsilons
+    assert derived.epsilon_loc == spent.epsilon_loc
+    assert (derived.reserved, derived.trained) == (3, 2)
+    assert (spent.reserved, spent.committed) == (1, 2)
