@@ -28,7 +28,8 @@ class Packing:
         if sorted(names) != sorted(shapes):
             raise UnsupportedLayerError(
                 "the packing order does not name exactly the layers' trained tensors: "
-                f"{sorted(set(names) ^ set(shapes))[:4]}",
+                f"not trained: {sorted(set(names) - set(shapes))[:4]}, "
+                f"missing: {sorted(set(shapes) - set(names))[:4]}",
                 remedy="pass the adapter's own tensor names, each once",
             )
         self.tensors = tuple(TensorSpec(name, shapes[name]) for name in names)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -187,3 +188,30 @@ def relative_error(ours: Tensor, oracle: Tensor) -> float:
     error_U = (ours - oracle).abs().amax(-1)
     scale_U = oracle.abs().amax(-1).clamp(min=torch.finfo(oracle.dtype).tiny)
     return float((error_U / scale_U).max())
+
+
+class Dense(nn.Module):
+    """Linear layers only, so that Opacus knows every one of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.q_proj = nn.Linear(WIDTH, WIDTH)
+        self.up_proj = nn.Linear(WIDTH, 20)
+        self.down_proj = nn.Linear(20, 7)
+
+    def forward(self, x):
+        x = x + functional.scaled_dot_product_attention(self.q_proj(x), x, x)
+        return self.down_proj(functional.gelu(self.up_proj(x)))
+
+
+TARGETS = ["q_proj", "up_proj", "down_proj"]
+
+
+def peft_model(base=None, **config):
+    torch.manual_seed(0)
+    config = {"r": 4, "lora_alpha": 8, "target_modules": TARGETS} | config
+    model = get_peft_model(base or Dense(), LoraConfig(**config))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.3)
+    return model
