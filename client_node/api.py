@@ -123,6 +123,7 @@ def make_app(
 def _add_transcriptions(app: FastAPI, transcriber: Transcribing) -> None:
     @app.post("/v1/audio/transcriptions", response_model=None)
     def transcriptions(
+        *,
         file: Annotated[UploadFile, File()],
         model: Annotated[str, Form()] = MODEL_ID,
         response_format: Annotated[str, Form()] = "json",

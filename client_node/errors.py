@@ -63,6 +63,7 @@ REFUSAL_CODES = frozenset(
         "release-older",
         "release-missing",
         "release-pointer",
+        "release-rolled-back",
         # The node.
         "ledger-invalid",
         "internal",
@@ -74,21 +75,21 @@ class SiteError(AuricleError):
     """Something at this site must be put right before work can go on."""
 
     code = "site-error"
-    exit_code = 10
+    exit_code = 30
 
 
 class ManifestError(SiteError):
     """A recordings manifest is wrong; nothing was imported."""
 
     code = "manifest-invalid"
-    exit_code = 11
+    exit_code = 31
 
 
 class LinkError(SiteError):
     """The coordinator cannot be reached, or is not who its invite said."""
 
     code = "coordinator-unreachable"
-    exit_code = 12
+    exit_code = 32
 
 
 class RefusalError(SiteError):

@@ -12,12 +12,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from model_core.evaluate import term_accuracy, word_error_rate
-from model_core.transcribe import Transcriber
-
 from client_node.errors import SiteError
 from client_node.inference import LoadTranscriber
 from model_core.audio import read_audio
+from model_core.evaluate import term_accuracy, word_error_rate
+from model_core.transcribe import Transcriber
 
 
 class EvaluationError(SiteError):

@@ -9,6 +9,7 @@ and its code is not run. An exception leaves as a code, never as text.
 from __future__ import annotations
 
 import hashlib
+import io
 import threading
 import time
 from collections.abc import Callable
@@ -54,10 +55,7 @@ def message_to_parcel(message: Message) -> Parcel:
             raise ValueError
         payload = b""
         if "payload" in content.array_records:
-            packed = content.array_records["payload"]["packed"].numpy()
-            if packed.dtype != np.uint8 or packed.ndim != 1:
-                raise ValueError
-            payload = packed.tobytes()
+            payload = _packed_bytes(content.array_records["payload"]["packed"])
         return Parcel(cast(ParcelKind, kind), statement, payload)
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise RefusalError(
@@ -75,6 +73,19 @@ def parcel_to_content(parcel: Parcel) -> RecordDict:
         packed = Array(np.frombuffer(parcel.payload, dtype=np.uint8))
         content["payload"] = ArrayRecord({"packed": packed})
     return content
+
+
+def _packed_bytes(array: Array) -> bytes:
+    # The .npy header is read and the bytes are taken as they are: numpy.load would first reserve
+    # whatever size a lying header claims, and nothing here is verified yet.
+    stream = io.BytesIO(array.data)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError
+    shape, _, dtype = np.lib.format.read_array_header_1_0(stream, max_header_size=1024)
+    payload = stream.read()
+    if dtype != np.uint8 or shape != (len(payload),):
+        raise ValueError
+    return payload
 
 
 class FlowerWorker:
@@ -97,13 +108,17 @@ class FlowerWorker:
     def run(self, stop: threading.Event) -> None:
         """Serve until `stop` is set. What the agent raises to stop the service comes through."""
         request = AcquireTaskRequest(supported_task_types=[TASK_TYPE])
+        connected = False
         try:
             while not stop.is_set():
                 token = ""
                 try:
                     token = self._tasks.AcquireTask(request).token
+                    changed, connected = not connected, True
                 except httpx.HTTPError:
-                    self._log.event("runtime-unavailable")
+                    changed, connected = connected, False
+                if changed:
+                    self._log.event("runtime-connected" if connected else "runtime-lost")
                 if token:
                     self._serve(token)
                 else:

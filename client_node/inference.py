@@ -11,12 +11,11 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from model_core.transcribe import Transcriber, Transcript
-
 from client_node.model_store import ModelStore, VerifiedRelease
 from model_core.adapter import load_adapter
 from model_core.audio import read_audio
 from model_core.base import load_base
+from model_core.transcribe import Transcriber, Transcript
 
 LoadTranscriber = Callable[[bytes | None], Transcriber]
 """Makes a transcriber from an adapter's safetensors bytes; None is the bare base."""

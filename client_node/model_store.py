@@ -48,10 +48,14 @@ class VerifiedRelease:
 
 @dataclasses.dataclass(frozen=True)
 class _Pointer:
-    """What serves now, and what served before it, latest last; None is the bare base."""
+    """What serves now, and what served before it, latest last; None is the bare base.
+
+    `rolled_back` were turned away by this site's operator.
+    """
 
     active: str | None = None
     previous: tuple[str | None, ...] = ()
+    rolled_back: tuple[str, ...] = ()
 
 
 class ModelStore:
@@ -126,12 +130,19 @@ class ModelStore:
         """Make a staged release the one that serves, after `canary` (which raises to refuse it).
 
         A release issued at an earlier coordinator ledger size than the active one is refused: a
-        replayed old release must not undo a newer one; `rollback` does that, on purpose.
+        replayed old release must not undo a newer one; `rollback` does that, on purpose. So is one
+        that was rolled back: a coordinator that sends it again must not undo the operator.
         """
         candidate = self.load(release)
         pointer = self._pointer()
         if pointer.active == release:
             return candidate
+        if release in pointer.rolled_back:
+            raise ReleaseError(
+                f"release {release} was rolled back here",
+                remedy="ask the coordinator's operator for a newer release",
+                code="release-rolled-back",
+            )
         if pointer.active is not None:
             current = self.load(pointer.active).manifest
             if candidate.manifest.tree_size < current.tree_size:
@@ -142,7 +153,8 @@ class ModelStore:
                 )
         if canary is not None:
             canary(candidate)
-        self._point(_Pointer(release, (*pointer.previous, pointer.active)))
+        previous = (*pointer.previous, pointer.active)
+        self._point(dataclasses.replace(pointer, active=release, previous=previous))
         return candidate
 
     def active(self) -> VerifiedRelease | None:
@@ -156,7 +168,7 @@ class ModelStore:
         Raises ReleaseError when nothing served before, or when the earlier one is altered.
         """
         pointer = self._pointer()
-        if not pointer.previous:
+        if pointer.active is None or not pointer.previous:
             raise ReleaseError(
                 "there is nothing to roll back to: no release was ever activated here",
                 remedy="nothing to do: the base model serves",
@@ -164,7 +176,8 @@ class ModelStore:
             )
         *rest, target = pointer.previous
         restored = None if target is None else self.load(target)
-        self._point(_Pointer(target, tuple(rest)))
+        rolled_back = (*pointer.rolled_back, pointer.active)
+        self._point(_Pointer(target, tuple(rest), rolled_back))
         return restored
 
     def _verify(self, statement: bytes, adapter: bytes) -> ReleaseManifest:
@@ -199,7 +212,9 @@ class ModelStore:
         path = self._folder / POINTER_NAME
         try:
             fields = json.loads(path.read_bytes())
-            pointer = _Pointer(fields["active"], tuple(fields["previous"]))
+            pointer = _Pointer(
+                fields["active"], tuple(fields["previous"]), tuple(fields["rolled_back"])
+            )
         except FileNotFoundError:
             return _Pointer()
         except (ValueError, TypeError, KeyError) as error:

@@ -130,6 +130,7 @@ class PrivateRounds:
         events = mechanism_events(self._budget.engine, self._site, plan.purpose)
         return TrainedRound(
             run=MechanismRun.from_plan(plan, round_, self._site),
+            base_sha256=plan.base_sha256,
             epsilon_loc=self._budget.spent(plan.purpose).epsilon_loc,
             epsilon_sec=epsilon_sec(events, plan.delta, plan.honest_sites),
             honest_sites=plan.honest_sites,

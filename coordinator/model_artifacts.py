@@ -86,6 +86,7 @@ class SpeechArtifacts:
     ) -> bytes:
         """Attach the adapter once more, load the trained numbers, and serialise."""
         import torch
+
         from model_core.adapter import attach, basis_from_bytes
         from model_core.base import load_base
 

@@ -6,6 +6,7 @@ of the tree must not need a network.
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import sys
@@ -39,7 +40,7 @@ def headings(document: Path) -> set[str]:
     """
     anchors: set[str] = set()
     tokens = MarkdownIt("commonmark").parse(_text(document))
-    for opening, inline in zip(tokens, tokens[1:], strict=False):
+    for opening, inline in itertools.pairwise(tokens):
         if opening.type != "heading_open":
             continue
         plain = "".join(child.content for child in inline.children or [])

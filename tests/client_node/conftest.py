@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,5 +30,7 @@ def coordinator() -> Coordinator:
 
 
 @pytest.fixture
-def site(tmp_path: Path, nano: SpeechBase, coordinator: Coordinator) -> Site:
-    return Site(tmp_path / "north", nano, coordinator)
+def site(tmp_path: Path, nano: SpeechBase, coordinator: Coordinator) -> Iterator[Site]:
+    made = Site(tmp_path / "north", nano, coordinator)
+    yield made
+    made.close()

@@ -10,22 +10,27 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+from sqlalchemy import Engine
 
 from client_node.agent import SiteAgent
 from client_node.assembly import SiteParts, open_agent, open_parts, speech_trainer
 from client_node.home import SiteHome, SiteSettings, write_private
 from client_node.keys import create_keys
-from client_node.policy import default_policy
+from client_node.policy import SitePolicy, default_policy
 from client_node.private_round import Trainer
 from client_node.site_log import SiteLog
 from client_node.store import NewRecording
 from model_core.adapter import AdapterConfig, attach
 from model_core.base import SpeechBase, save_base
 from model_core.basis import basis_to_bytes, make_basis
+from privacy.budget import Budget
+from privacy.ledger import Ledger
+from privacy.ledger_verify import Report, verify_export
 from privacy.parcel import Answer, Parcel, ReleaseManifest, RoundOrder
 from privacy.plan import AdapterSpec, OptimiserSpec, RoundPlan, TensorSpec
 from privacy.random_source import RandomSource
 from privacy.signing import Identity, open_as, seal
+from privacy.store import open_engine
 
 RATE_HZ = 16_000
 TARGETS = (r"model\.decoder\..*\.(q_proj|fc1)",)
@@ -137,9 +142,34 @@ class Site:
         )
         write_private(self.home.coordinator_key, public.public_pem.encode())
         self.log = SiteLog(self.home.logs, self.clock)
+        self._engines: list[Engine] = []
+
+    def close(self) -> None:
+        self.log.close()
+        for engine in self._engines:
+            engine.dispose()
+
+    def engine(self) -> Engine:
+        self._engines.append(open_engine(self.home.database_url))
+        return self._engines[-1]
+
+    def books(self) -> tuple[Ledger, Budget]:
+        """Ledger and budget, opened anew from disk."""
+        engine = self.engine()
+        ledger = Ledger(engine, self.keys.identity, "site/north", self.clock)
+        caps = SitePolicy.load(self.home.policy).caps
+        return ledger, Budget(engine, "north", caps, ledger.append)
+
+    def audit(self) -> Report:
+        """What an auditor finds in an export, trusting the site's key alone."""
+        path = self.home.root / "export.jsonl"
+        self.books()[0].export(path)
+        return verify_export(path, [self.keys.identity.public])
 
     def parts(self, source: RandomSource | None = None) -> SiteParts:
-        return open_parts(self.home, source)
+        parts = open_parts(self.home, source)
+        self._engines.append(parts.store.engine)
+        return parts
 
     def agent(
         self,

@@ -8,16 +8,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text as sql
 
-from client_node.policy import SitePolicy
 from model_core.base import SpeechBase
-from privacy.budget import Budget
-from privacy.ledger import Ledger
-from privacy.ledger_verify import verify_export
 from privacy.parcel import Parcel, UpdateHeader
 from privacy.plan import RoundPlan, TensorSpec
 from privacy.receipt import read_parcel, read_receipts
 from privacy.signing import Identity, open_as
-from privacy.store import open_engine, writing
+from privacy.store import writing
 from tests.client_node.harness import Coordinator, CountingTrainer, Site, make_plan
 
 
@@ -47,9 +43,9 @@ def test_a_job_runs_from_plan_to_update(
         assert header.plan_sha256 == plan.sha256
         assert header.payload_sha256 == update.payload_sha256
         assert header.size_bytes == len(update.payload) == 4 * plan.adapter.size
-    report = export_report(site, tmp_path)
+    report = site.audit()
     assert report.valid, report.reason
-    ledger, budget = books(site)
+    ledger, budget = site.books()
     kinds = [entry.kind for entry in ledger.entries()]
     assert kinds == ["plan.accepted"] + 2 * ["budget.reserved", "round.trained", "update.sealed"]
     # The header's tree head covers the training it reports.
@@ -57,19 +53,6 @@ def test_a_job_runs_from_plan_to_update(
     assert header.tree_size == trained[-1] + 1
     state = budget.spent("drugs")
     assert (state.reserved, state.committed) == (0, 2)
-
-
-def books(site: Site) -> tuple[Ledger, Budget]:
-    engine = open_engine(site.home.database_url)
-    ledger = Ledger(engine, site.keys.identity, "site/north", site.clock)
-    policy = SitePolicy.load(site.home.policy)
-    return ledger, Budget(engine, "north", policy.caps, ledger.append)
-
-
-def export_report(site: Site, tmp_path: Path):  # noqa: ANN201
-    path = tmp_path / "export.jsonl"
-    books(site)[0].export(path)
-    return verify_export(path, [site.keys.identity.public])
 
 
 def test_every_parcel_that_leaves_has_its_exact_receipt(
@@ -109,7 +92,7 @@ def test_plan_against_policy_is_vetoed_before_any_training(
     assert code_of(site, agent.handle(coordinator.prepare(plan, basis))) == code
     assert code_of(site, agent.handle(coordinator.order(plan, 1))) == "plan-unknown"
     assert trainer.draws == 0
-    assert books(site)[1].spent(plan.purpose).epsilon_loc == 0
+    assert site.books()[1].spent(plan.purpose).epsilon_loc == 0
 
 
 @pytest.mark.parametrize(
@@ -152,7 +135,7 @@ def test_all_vetoes_are_on_the_ledger_and_one_code_leaves(
     plan, basis = make_plan(nano, delta=1e-5, noise_multiplier=0.01)
     reply = site.agent(CountingTrainer()).handle(coordinator.prepare(plan, basis))
     assert code_of(site, reply) == "policy-delta"
-    (vetoed,) = [e for e in books(site)[0].entries() if e.kind == "plan.vetoed"]
+    (vetoed,) = [e for e in site.books()[0].entries() if e.kind == "plan.vetoed"]
     assert vetoed.fields["codes"] == ["policy-delta", "policy-noise"]
 
 
@@ -218,7 +201,7 @@ def test_budget_refuses_the_round_that_would_pass_the_cap(
     agent = site.agent(trainer)
     plans = []
     for job in ("aa" * 8, "bb" * 8):
-        plan, basis = make_plan(nano, job=job, sampling_rate=1.0, noise_multiplier=1.6, rounds=2)
+        plan, basis = make_plan(nano, job=job, sampling_rate=1.0, noise_multiplier=1.3, rounds=2)
         assert agent.handle(coordinator.prepare(plan, basis)).kind == "accepted"
         plans.append(plan)
     replies = [agent.handle(coordinator.order(p, r)) for p in plans for r in (1, 2)]
@@ -226,7 +209,7 @@ def test_budget_refuses_the_round_that_would_pass_the_cap(
     assert kinds[:2] == ["update", "update"]
     assert kinds[-1] == "refused"
     assert site.answer(replies[-1]).code == "budget-exceeded"
-    state = books(site)[1].spent("drugs")
+    state = site.books()[1].spent("drugs")
     assert state.epsilon_loc <= state.epsilon_cap
     assert trainer.draws == kinds.count("update") == state.committed
 
@@ -245,7 +228,7 @@ def test_exception_text_never_leaves(
     everything += [path.read_bytes() for path in site.home.receipts.rglob("*")]
     assert not any(b"0451" in data or b"ward" in data or b"tablets" in data for data in everything)
     # Its budget stays spent, and the round is not drawn again.
-    assert books(site)[1].spent("drugs").reserved == 1
+    assert site.books()[1].spent("drugs").reserved == 1
     trainer.error = None
     assert code_of(site, agent.handle(coordinator.order(plan, 1))) == "round-interrupted"
     assert trainer.draws == 1
@@ -258,7 +241,7 @@ def test_tampered_ledger_stops_the_site(
     trainer = CountingTrainer()
     agent = site.agent(trainer)
     agent.handle(coordinator.prepare(plan, basis))
-    with writing(open_engine(site.home.database_url)) as session:
+    with writing(site.engine()) as session:
         session.execute(sql("UPDATE ledger_log SET head = X'7B7D'"))
     assert code_of(site, agent.handle(coordinator.order(plan, 1))) == "ledger-invalid"
     assert agent.failure is not None

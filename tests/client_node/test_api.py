@@ -10,13 +10,13 @@ from typing import Any
 
 import httpx
 import pytest
-from model_core.transcribe import Segment, Transcript
 
 from client_node.api import MAX_UPLOAD_BYTES, make_app
 from client_node.inference import Transcription
 from client_node.model_store import ReleaseError
 from client_node.status import BudgetLine, ReceiptLine, ReleaseLine, SiteStatus
 from model_core.errors import AudioError
+from model_core.transcribe import Segment, Transcript
 
 URL = "/v1/audio/transcriptions"
 CANARY = "<script>alert('canary')</script>"
@@ -69,6 +69,7 @@ class Client:
 def site_status() -> SiteStatus:
     return SiteStatus(
         site=CANARY,
+        coordinator_url="",
         recordings=1234,
         subjects=56,
         ledger_entries=9,

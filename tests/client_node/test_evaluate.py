@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import cast
 
 import pytest
-from model_core.transcribe import Transcriber, Transcript
 from torch import Tensor
 
 from client_node.evaluate import EvaluationError, HeldOut, evaluate, score
+from model_core.transcribe import Transcriber, Transcript
 
 SAID = ["take metoprolol at night", "give metoprolol now", "no drug today"]
 TERMS = ["metoprolol"]

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from model_core.transcribe import Transcriber, Transcript
 from torch import Tensor
 
 from client_node.inference import SiteTranscriber, loads_canary
 from client_node.model_store import ADAPTER_NAME, ModelStore, ReleaseError
 from model_core.errors import AdapterError, AudioError
+from model_core.transcribe import Transcriber, Transcript
 from tests.client_node.test_model_store import BASE, COORDINATOR, stage
 
 

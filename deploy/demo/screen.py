@@ -1,0 +1,154 @@
+"""What the demo shows: stages and rounds as they go, and the last screen."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from deploy.demo.result import DemoResult, Score, SiteResult
+
+
+@dataclasses.dataclass(frozen=True)
+class RoundView:
+    """One look at a running job: what the progress line says."""
+
+    round: int
+    rounds: int
+    sites_online: int
+    updates: int
+    epsilon_loc: float
+    epsilon_cap: float
+
+
+class Screen:
+    """Writes progress to `console`; keeps the seconds of every stage."""
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self.console = console
+        self._clock = clock
+        self._started_s = clock()
+        self.seconds_by_stage: dict[str, float] = {}
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the screen was made."""
+        return self._clock() - self._started_s
+
+    @contextmanager
+    def stage(self, title: str) -> Iterator[None]:
+        """Name a stage, time it, and print one line when it is done."""
+        begun_s = self._clock()
+        if self.console.is_terminal:
+            with self.console.status(escape(title)):
+                yield
+        else:
+            self.console.print(f"[dim]…[/] {escape(title)}")
+            yield
+        took_s = self._clock() - begun_s
+        self.seconds_by_stage[title] = round(took_s, 1)
+        self.console.print(f"[green]✓[/] {escape(title)} [dim]({took_s:.1f} s)[/]")
+
+    @contextmanager
+    def rounds(self, title: str, total: int) -> Iterator[Callable[[RoundView], None]]:
+        """A live bar over rounds: sites, ε spent of the cap, time left."""
+        begun_s = self._clock()
+        progress = Progress(
+            SpinnerColumn(),
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            refresh_per_second=4,
+        )
+        last_round = -1
+
+        with progress:
+            task = progress.add_task(title, total=total, note="starting")
+
+            def show(view: RoundView) -> None:
+                nonlocal last_round
+                note = (
+                    f"sites {view.sites_online}  updates {view.updates}  "
+                    f"ε {view.epsilon_loc:.2f} of {view.epsilon_cap:.2f}"
+                )
+                progress.update(task, completed=view.round, note=note)
+                if not self.console.is_terminal and view.round != last_round:
+                    took_s = self._clock() - begun_s
+                    left_s = took_s / view.round * (total - view.round) if view.round else 0.0
+                    self.console.print(
+                        f"  round {view.round}/{total}  {note}  {took_s:.0f} s, {left_s:.0f} s left"
+                    )
+                last_round = view.round
+
+            yield show
+        self.seconds_by_stage[title] = round(self._clock() - begun_s, 1)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def _arrow(before: Score | None, after: Score | None, field: str) -> str:
+    left = None if before is None else getattr(before, field)
+    right = None if after is None else getattr(after, field)
+    return f"{_percent(left)} → {_percent(right)}"
+
+
+def result_table(result: DemoResult) -> Table:
+    """The table per site."""
+    table = Table(title="Held-out speakers and sentences, never trained on", title_justify="left")
+    table.add_column("site")
+    for heading in (
+        "terms right",
+        "same, no noise",
+        "prompt only",
+        "WER",
+        "WER, no noise",
+        "general WER",
+        "ε_loc of cap",
+        "ε_sec",
+        "sent",
+        "trained",
+    ):
+        table.add_column(heading, justify="right")
+    for site in result.sites:
+        table.add_row(*_row(site))
+    return table
+
+
+def _row(site: SiteResult) -> tuple[str, ...]:
+    general = "-"
+    if site.general_before is not None:
+        general = f"{_percent(site.general_before)} → {_percent(site.general_after)}"
+    return (
+        site.name,
+        _arrow(site.before, site.after, "terms"),
+        _percent(site.noiseless.terms if site.noiseless else None),
+        _percent(site.prompted.terms if site.prompted else None),
+        _arrow(site.before, site.after, "wer"),
+        _percent(site.noiseless.wer if site.noiseless else None),
+        general,
+        f"{site.epsilon_loc:.2f} of {site.epsilon_cap:.2f}",
+        f"{site.epsilon_sec:.2f}",
+        f"{site.bytes_sent / 1e6:.2f} MB",
+        f"{site.seconds:.0f} s",
+    )
