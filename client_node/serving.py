@@ -16,7 +16,7 @@ from privacy.store import open_engine
 
 def open_model_store(home: SiteHome, settings: SiteSettings) -> ModelStore:
     """The site's releases. Before the site has joined nobody is trusted, so none can serve."""
-    trusted = [trusted_coordinator(home)] if home.enrolled else []
+    trusted = [trusted_coordinator(home)] if home.coordinator_key.exists() else []
     return ModelStore(home.releases, trusted, settings.base_sha256)
 
 
@@ -34,8 +34,9 @@ def evaluate_site(home: SiteHome) -> Evaluation:
     Raises EvaluationError where nothing is held out; ReleaseError and SignatureError as serving.
     """
     settings = SiteSettings.load(home.settings)
-    store = SiteStore(open_engine(home.database_url))
-    recordings = store.recordings()
+    engine = open_engine(home.database_url)
+    recordings = SiteStore(engine).recordings()
+    engine.dispose()
     terms = sorted({recording.term for recording in recordings if recording.term})
     held_out = [
         HeldOut(Path(recording.path), recording.text)

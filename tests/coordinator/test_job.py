@@ -9,6 +9,7 @@ import json
 import numpy as np
 import pytest
 from safetensors.numpy import load
+from sqlalchemy import text
 
 from coordinator.aggregate import pack, unpack
 from coordinator.errors import CoordinatorError
@@ -17,9 +18,10 @@ from coordinator.link import Delivery
 from coordinator.local_link import LocalLink
 from coordinator.optimiser import OptimiserState, apply
 from coordinator.release import ADAPTER_FILE, MANIFEST_FILE
-from privacy.errors import BudgetError
+from privacy.errors import BudgetError, LedgerError
 from privacy.parcel import ReleaseManifest
 from privacy.signing import open_as
+from privacy.store import writing
 from tests.coordinator.fakes import SPEC, Federation, StepLink, make_tools, request
 
 
@@ -290,6 +292,34 @@ def test_time_spent_down_does_not_count_against_a_round(federation, link):
     run(federation, link, job, until_round=1)
     federation.clock.now_s += 86_400
     assert run(federation, StepLink(federation.sites), job).state == "released"
+
+
+def test_a_job_that_cannot_be_exported_goes_on_once_it_can(federation, link):
+    job = federation.operations.submit(request(rounds=1))
+    export = federation.tools.artifacts.export
+
+    def missing(*_):
+        raise CoordinatorError("the base is gone", remedy="restore it", code="base-missing")
+
+    federation.tools.artifacts.export = missing
+    with pytest.raises(CoordinatorError):
+        run(federation, link, job)
+    federation.tools.jobs.abandon(job, "base-missing", federation.clock())
+    assert federation.operations.status(job).reason == "base-missing"
+
+    federation.tools.artifacts.export = export
+    federation.operations.resume(job)
+    status = run(federation, link, job)
+    assert (status.state, status.updates_admitted) == ("released", 3)
+
+
+def test_a_ledger_that_was_tampered_with_stops_the_coordinator(federation, link, tmp_path):
+    job = federation.operations.submit(request())
+    run(federation, link, job, until_round=1)
+    with writing(federation.engine) as session:
+        session.execute(text("DELETE FROM ledger_entry WHERE position = 2"))
+    with pytest.raises(LedgerError):
+        make_tools(tmp_path, federation.identity, federation.clock)
 
 
 def test_without_privacy_no_guarantee_is_claimed(federation, link):
