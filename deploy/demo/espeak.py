@@ -32,7 +32,7 @@ class SynthesisError(AuricleError):
     """eSpeak NG could not start or speak."""
 
     code = "synthesis-failed"
-    exit_code = 21
+    exit_code = 61
 
 
 @dataclasses.dataclass(frozen=True)
