@@ -64,6 +64,7 @@ class JobRequest:
         quorum: fewest updates that make a round; None asks for all sites.
         honest_sites: h for ε_sec; None assumes all sites but one.
         deadline_s: seconds that a round may stay open.
+        context_weight: weight of the tokens outside a recording's term, in [0, 1].
     """
 
     purpose: str
@@ -81,6 +82,7 @@ class JobRequest:
     quorum: int | None = None
     honest_sites: int | None = None
     deadline_s: float = 600.0
+    context_weight: float = 1.0
     adapter: AdapterRequest = dataclasses.field(default_factory=AdapterRequest)
     optimiser: OptimiserRequest = dataclasses.field(default_factory=OptimiserRequest)
 

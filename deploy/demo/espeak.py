@@ -129,5 +129,5 @@ class Espeak:
 
     def _collect(self, samples: Sequence[int], count: int, _events: object) -> int:
         if samples and count > 0:
-            self._pieces.append(np.ctypeslib.as_array(samples, (count,)).copy())  # type: ignore[arg-type]
+            self._pieces.append(np.ctypeslib.as_array(samples, (count,)).copy())
         return 0
