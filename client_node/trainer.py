@@ -105,7 +105,7 @@ class SpeechTrainer:
         subjects = self._store.trainable_subjects()
         chosen = self._source.poisson_sample(len(subjects), plan.sampling_rate)
         cohort = [subjects[index] for index in chosen]
-        rows = self._rows(plan, cohort, round_)
+        rows = self._rows(cohort, plan.max_utterances_per_subject, round_, plan.context_weight)
         with attached.adapter.training_mode():
             sum_D, _ = attached.engine.clipped_sum(
                 self._steps(attached.adapter, rows), len(cohort), plan.clipping_norm
@@ -113,16 +113,17 @@ class SpeechTrainer:
         noisy_D = privatise(sum_D, plan, self._source)
         return noisy_D.numpy().astype("<f4").tobytes()
 
-    def _rows(self, plan: RoundPlan, cohort: list[int], round_: int) -> list[_Row]:
-        """Usable recordings of the cohort, as many a subject as the plan allows, together."""
-        cap = plan.max_utterances_per_subject
+    def _rows(
+        self, cohort: list[int], cap: int, round_: int, context_weight: float = 1.0
+    ) -> list[_Row]:
+        """Usable recordings of the cohort, at most `cap` a subject, subjects together."""
         recordings = self._store.training_recordings(cohort)
         groups = []
         for number, subject in enumerate(cohort):
             ready = [
                 (states_SD, example)
                 for recording in _pick(recordings.get(subject, []), cap, round_)
-                if (example := self._example(recording, plan.context_weight)) is not None
+                if (example := self._example(recording, context_weight)) is not None
                 and (states_SD := self._features.states(recording)) is not None
             ]
             ready.sort(key=lambda pair: len(pair[0]))
