@@ -89,13 +89,14 @@ def greedy(
             break
         ids_BT = next_B[:, None]
     return [
-        Decoded(
-            tuple(without_repetition([token for token in row if token != base.tokenizer.end])),
-            float(score_B[index]) / len(row),
-            float(no_speech_B[index]),
-        )
-        for index, row in enumerate(rows)
+        _decoded(row, base.tokenizer.end, float(score), float(no_speech))
+        for row, score, no_speech in zip(rows, score_B, no_speech_B, strict=True)
     ]
+
+
+def _decoded(row: list[int], end: int, log_probability: float, no_speech: float) -> Decoded:
+    ids = without_repetition([token for token in row if token != end])
+    return Decoded(tuple(ids), log_probability / len(row), no_speech)
 
 
 def _logits(
