@@ -61,13 +61,17 @@ class SpeechArtifacts:
 
     def prepare(self, base_folder: Path, request: AdapterRequest) -> JobArtifacts:
         """Load the base, attach a fresh adapter, and read off what a plan needs."""
-        from model_core.adapter import attach, basis_to_bytes, make_basis
+        from model_core.adapter import attach, basis_from_bytes, basis_to_bytes, make_basis
         from model_core.base import load_base
 
         with _as_coordinator_error():
             base = load_base(base_folder)
             config = _config(request)
-            basis = make_basis(base.model, config) if request.kind == "core" else None
+            basis = None
+            if request.kind == "core" and request.basis is not None:
+                basis = basis_from_bytes(_read_basis(request.basis))
+            elif request.kind == "core":
+                basis = make_basis(base.model, config)
             adapter = attach(base.model, config, basis)
         basis_bytes = b"" if basis is None else basis_to_bytes(basis)
         spec = AdapterSpec(
@@ -95,6 +99,17 @@ class SpeechArtifacts:
             adapter = attach(load_base(base_folder).model, _config(spec), frozen)
             adapter.load_vector(torch.from_numpy(weights_D.copy()))
             return adapter.to_safetensors()
+
+
+def _read_basis(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CoordinatorError(
+            f"the basis {path} cannot be read: {error.strerror}",
+            remedy="make it with `auricle coordinator basis`, or leave it out of the request",
+            code="basis-missing",
+        ) from error
 
 
 def _config(of: AdapterRequest | AdapterSpec) -> AdapterConfig:

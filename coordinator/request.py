@@ -20,6 +20,8 @@ class AdapterRequest:
     """The adapter to train; names as in the plan's AdapterSpec.
 
     `target_modules` and `target_parameters` are regular expressions or names as peft takes them.
+    `basis` is a safetensors file of frozen factors for kind "core", as `auricle coordinator basis`
+    writes it; without it they are the singular vectors of the weights.
     """
 
     kind: AdapterKind = "core"
@@ -27,6 +29,7 @@ class AdapterRequest:
     scaling: float = 1.0
     target_modules: tuple[str, ...] = ()
     target_parameters: tuple[str, ...] = ()
+    basis: Path | None = None
 
 
 @checked(frozen=True, config=_STRICT)

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import shutil
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from client_node.features import RECORDINGS_PER_SHARD
 from client_node.home import SiteHome
 from client_node.policy import default_policy
 from deploy.cli.admin_client import AdminClient
@@ -26,6 +25,7 @@ from deploy.errors import OfflineError
 
 POLL_S = 0.25
 START_TIMEOUT_S = 180.0
+PREPARE_TIMEOUT_S = 3600.0
 ENDED = ("released", "abandoned")
 
 
@@ -60,6 +60,7 @@ class Federation:
         self._delta = delta
         self._unprotected = unprotected
         self._pause = threading.Event()
+        self._trained_on: dict[str, int] = {}
 
     @property
     def coordinator_home(self) -> Path:
@@ -96,17 +97,32 @@ class Federation:
                 auricle("coordinator", "invite", site.name, "--home", home, "--out", invite)
             )
         self._each(lambda site: ("join", str(self._invite(site.name))))
-        self._each(lambda site: ("import", str(site.manifest)))
+        reports = self._each(lambda site: ("import", str(site.manifest)))
+        self._trained_on = {name: report["train"] for name, report in reports.items()}
 
-    def start_sites(self) -> None:
-        """Start every site's service and wait until the coordinator sees all of them."""
+    @property
+    def recordings(self) -> int:
+        """Recordings that sites train on, over all of them."""
+        return sum(self._trained_on.values())
+
+    def start_sites(self, show: Callable[[int], None]) -> None:
+        """Start every site's service and wait until the coordinator sees all of them.
+
+        `show` is told how many recordings have been encoded, in whole shards.
+        """
         for site in self.sites:
             self._processes.start(
                 site.name,
                 auricle("site", "start", "--home", self.site_home(site.name)),
                 self.root / "logs" / f"{site.name}.log",
             )
-        self._wait("every site is online", lambda: self._sites_online() == len(self.sites))
+
+        def online() -> bool:
+            show(min(self._encoded(), self.recordings))
+            return self._sites_online() == len(self.sites)
+
+        self._wait("every site is online", online, PREPARE_TIMEOUT_S)
+        show(self.recordings)
 
     def run_job(
         self, request: Mapping[str, Any], show: Callable[[RoundView], None]
@@ -132,19 +148,32 @@ class Federation:
             )
         return status
 
-    def evaluate(self, name: str, *options: str) -> dict[str, Any]:
-        """`auricle site evaluate` at one site."""
-        home = self.site_home(name)
-        return self._processes.run_json(auricle("site", "evaluate", "--home", home, *options))
+    def evaluate(self, general: Mapping[str, Path] | None) -> dict[str, dict[str, Any]]:
+        """`auricle site evaluate` at every site at once, by name.
 
-    def status(self, name: str) -> dict[str, Any]:
-        """`auricle site status` at one site."""
-        return self._processes.run_json(auricle("site", "status", "--home", self.site_home(name)))
+        `general` gives each site a manifest of other recordings; without it only the release is
+        scored, on the site's own.
+        """
 
-    def ledger_verified(self, home: Path) -> bool:
-        """Whether `auricle ledger verify` finds the home's ledger whole."""
-        report = self._processes.run_json(auricle("ledger", "verify", "--home", home))
-        return bool(report["valid"])
+        def command(site: SiteSetup) -> tuple[str, ...]:
+            if general is None:
+                return ("evaluate", "--release-only")
+            return ("evaluate", "--general", str(general[site.name]))
+
+        return self._each(command)
+
+    def statuses(self) -> dict[str, dict[str, Any]]:
+        """`auricle site status` at every site, by name."""
+        return self._each(lambda _: ("status",))
+
+    def ledgers_verified(self) -> dict[str, bool]:
+        """Whether `auricle ledger verify` finds each ledger whole, by site or "coordinator"."""
+        homes = {site.name: self.site_home(site.name) for site in self.sites}
+        homes["coordinator"] = self.coordinator_home
+        reports = self._processes.run_all(
+            {name: auricle("ledger", "verify", "--home", home) for name, home in homes.items()}
+        )
+        return {name: bool(report["valid"]) for name, report in reports.items()}
 
     def training_seconds(self, name: str) -> float:
         """Seconds that a site spent on rounds, from its own log."""
@@ -152,13 +181,20 @@ class Federation:
         events = [json.loads(line) for line in lines]
         return float(sum(e["seconds"] for e in events if e.get("event") == "parcel-update"))
 
-    def reuse_features(self, other: Path) -> None:
-        """Link encoder states that a federation in `other` has computed from the same audio."""
+    def reuse_features(self, cache: Path) -> None:
+        """Link encoder states that an earlier run has computed from the same audio."""
         for site in self.sites:
-            source = other / "sites" / site.name / "features"
-            if source.is_dir():
-                target = self.site_home(site.name) / "features"
-                shutil.copytree(source, target, copy_function=os.link, dirs_exist_ok=True)
+            _link_tree(cache / site.name, self.site_home(site.name) / "features")
+
+    def keep_features(self, cache: Path) -> None:
+        """Link the sites' encoder states for the next run."""
+        for site in self.sites:
+            _link_tree(self.site_home(site.name) / "features", cache / site.name)
+
+    def _encoded(self) -> int:
+        homes = [self.site_home(site.name) / "features" for site in self.sites]
+        shards = sum(len(list(home.glob("*/*.safetensors"))) for home in homes)
+        return shards * RECORDINGS_PER_SHARD
 
     def _view(self, status: Mapping[str, Any]) -> RoundView:
         return RoundView(
@@ -170,9 +206,9 @@ class Federation:
             epsilon_cap=self._epsilon_cap,
         )
 
-    def _each(self, command: Callable[[SiteSetup], tuple[str, ...]]) -> None:
-        """Run one `auricle site` command at every site, at once."""
-        self._processes.run_all(
+    def _each(self, command: Callable[[SiteSetup], tuple[str, ...]]) -> dict[str, dict[str, Any]]:
+        """Run one `auricle site` command at every site, at once; what each printed, by name."""
+        return self._processes.run_all(
             {
                 site.name: auricle("site", *command(site), "--home", self.site_home(site.name))
                 for site in self.sites
@@ -202,20 +238,29 @@ class Federation:
         except OfflineError:
             return None
 
-    def _wait(self, what: str, holds: Callable[[], bool]) -> None:
-        for _ in self._ticks():
+    def _wait(
+        self, what: str, holds: Callable[[], bool], timeout_s: float = START_TIMEOUT_S
+    ) -> None:
+        for _ in range(int(timeout_s / POLL_S)):
             if holds():
                 return
             self._processes.check_alive()
+            self._pause.wait(POLL_S)
         raise ProcessFailedError(
-            f"after {START_TIMEOUT_S:.0f} s it is still not so that {what}",
+            f"after {timeout_s:.0f} s it is still not so that {what}",
             remedy=f"read the logs in {self.root / 'logs'}",
         )
 
-    def _ticks(self) -> Iterator[int]:
-        for tick in range(int(START_TIMEOUT_S / POLL_S)):
-            yield tick
-            self._pause.wait(POLL_S)
+
+def _link_tree(source: Path, target: Path) -> None:
+    """Hard links: shards are never written again, so both folders may own them."""
+    if not source.is_dir():
+        return
+    for shard in source.glob("*/*.safetensors"):
+        link = target / shard.parent.name / shard.name
+        if not link.exists():
+            link.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            link.hardlink_to(shard)
 
 
 def _free_ports(count: int) -> list[int]:

@@ -28,6 +28,7 @@ class SiteResult:
         before: the base model.
         prompted: the base model given the site's terms as a prompt, no training: the baseline.
         after: the released model, trained under differential privacy.
+        after_prompted: the released model given the terms as a prompt as well.
         noiseless: the same recipe without noise, in the demo's own process: the price of privacy.
         general_before: base model on other people's recordings (forgetting), None if not given.
         general_after: released model on the same.
@@ -41,6 +42,7 @@ class SiteResult:
     before: Score
     prompted: Score | None
     after: Score
+    after_prompted: Score | None
     noiseless: Score | None
     general_before: float | None
     general_after: float | None
@@ -54,7 +56,7 @@ class SiteResult:
     def as_json(self) -> dict[str, Any]:
         """Flat fields, the names that the issue and scripts use."""
         flat = dataclasses.asdict(self)
-        for moment in ("before", "prompted", "after", "noiseless"):
+        for moment in ("before", "prompted", "after", "after_prompted", "noiseless"):
             score = flat.pop(moment)
             flat[f"terms_{moment}"] = None if score is None else score["terms"]
             flat[f"wer_{moment}"] = None if score is None else score["wer"]

@@ -6,8 +6,9 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -59,9 +60,23 @@ class Screen:
         else:
             self.console.print(f"[dim]…[/] {escape(title)}")
             yield
+        self._done(title, begun_s)
+
+    @contextmanager
+    def counted(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A stage that counts: a live bar on a terminal, and one line when it is done."""
+        begun_s = self._clock()
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        progress = Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True)
+        with progress:
+            task = progress.add_task(escape(title), total=total)
+            yield lambda done: progress.update(task, completed=done)
+        self._done(title, begun_s, f"{total} ")
+
+    def _done(self, title: str, begun_s: float, note: str = "") -> None:
         took_s = self._clock() - begun_s
         self.seconds_by_stage[title] = round(took_s, 1)
-        self.console.print(f"[green]✓[/] {escape(title)} [dim]({took_s:.1f} s)[/]")
+        self.console.print(f"[green]✓[/] {escape(title)} [dim]({note}in {took_s:.1f} s)[/]")
 
     @contextmanager
     def rounds(self, title: str, total: int) -> Iterator[Callable[[RoundView], None]]:
@@ -100,7 +115,7 @@ class Screen:
                 last_round = view.round
 
             yield show
-        self.seconds_by_stage[title] = round(self._clock() - begun_s, 1)
+        self._done(title, begun_s, f"{total} rounds ")
 
 
 def _percent(value: float | None) -> str:
@@ -121,6 +136,7 @@ def result_table(result: DemoResult) -> Table:
         "terms right",
         "same, no noise",
         "prompt only",
+        "both",
         "WER",
         "WER, no noise",
         "general WER",
@@ -135,6 +151,33 @@ def result_table(result: DemoResult) -> Table:
     return table
 
 
+def last_screen(result: DemoResult) -> tuple[RenderableType, ...]:
+    """The table, what it means, where things lie, and what to try next."""
+    first = result.sites[0]
+    home = f"{Path(result.ledger).parent}/sites/{first.name}"
+    share = result.noiseless_share
+    priced = (
+        f"Private training won {100 * share:.0f} % of what the same job wins without noise."
+        if share is not None
+        else "No noiseless comparison to set beside it."
+    )
+    return (
+        result_table(result),
+        priced,
+        f"ε_loc is what one speaker has spent at most against anyone, the coordinator included "
+        f"(δ = {result.delta:g}). ε_sec is what readers of the release alone can learn if "
+        f"{result.honest_sites} sites are honest; without secure aggregation it does not hold "
+        "against the coordinator.",
+        f"Release {result.release} in {result.release_folder}",
+        f"Ledgers {'verified' if result.ledger_verified else 'DO NOT VERIFY'}: "
+        f"{result.ledger} and each site's home; receipts in each site's receipts/",
+        f"{result.seconds:.0f} seconds in all. Try next:",
+        f"  auricle transcribe FILE --home {home}",
+        f"  auricle ledger verify --home {result.ledger}",
+        f"  auricle site serve --home {home}",
+    )
+
+
 def _row(site: SiteResult) -> tuple[str, ...]:
     general = "-"
     if site.general_before is not None:
@@ -144,6 +187,7 @@ def _row(site: SiteResult) -> tuple[str, ...]:
         _arrow(site.before, site.after, "terms"),
         _percent(site.noiseless.terms if site.noiseless else None),
         _percent(site.prompted.terms if site.prompted else None),
+        _percent(site.after_prompted.terms if site.after_prompted else None),
         _arrow(site.before, site.after, "wer"),
         _percent(site.noiseless.wer if site.noiseless else None),
         general,
