@@ -1,8 +1,8 @@
 """Held-out evaluation at a site: is the release better than the base on its own recordings?
 
-Three columns: `before` (the base), `prompted` (the base given the site's terms as a hotword
-prompt, the baseline that costs no training) and `after` (a release). Only counts and rates come
-out; transcripts stay in this process.
+The base and a release, each without and with the site's terms as a hotword prompt (the baseline
+that costs no training), and both on general recordings, to see what learning the terms has cost.
+Only counts and rates come out; transcripts stay in this process.
 """
 
 from __future__ import annotations
@@ -55,11 +55,35 @@ class Score:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """The columns of one site; `prompted` needs terms, `after` needs a release."""
+    """The columns of one site; None where a column was not asked for or has nothing to show.
 
-    before: Score
+    Attributes:
+        before: the base.
+        prompted: the base with the terms as a prompt; needs terms.
+        after: the release.
+        after_prompted: the release with the terms as a prompt.
+        general_before: the base on other people's recordings.
+        general_after: the release on the same: has learning the terms cost anything else?
+    """
+
+    before: Score | None
     prompted: Score | None
     after: Score | None
+    after_prompted: Score | None
+    general_before: Score | None
+    general_after: Score | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Models:
+    """What is compared: loaders of the base without and with the terms as prompt, and a release.
+
+    `prompted` is None where there are no terms, `adapter` where nothing was released.
+    """
+
+    plain: LoadTranscriber
+    prompted: LoadTranscriber | None
+    adapter: bytes | None
 
 
 def score(
@@ -91,18 +115,37 @@ def score(
 
 
 def evaluate(
-    load: LoadTranscriber,
-    load_prompted: LoadTranscriber | None,
-    adapter: bytes | None,
+    models: Models,
     held_out: Sequence[HeldOut],
     terms: Sequence[str],
+    general: Sequence[HeldOut] = (),
+    *,
+    release_only: bool = False,
 ) -> Evaluation:
-    """Score the base, the prompted base and a release's adapter on the same recordings.
+    """Score the base and a release, without and with the terms as prompt, on the same recordings.
 
-    Models are loaded one at a time, so memory holds one. Raises like `score` and the loaders.
+    Models are loaded one at a time, so memory holds one. `release_only` leaves the base out. Raises
+    like `score` and the loaders.
     """
+
+    def column(
+        load: LoadTranscriber | None, adapter: bytes | None, recordings: Sequence[HeldOut]
+    ) -> Score | None:
+        wanted = load is not None and recordings and not (release_only and adapter is None)
+        return score(load(adapter), recordings, terms) if load and wanted else None
+
+    if not held_out:
+        raise EvaluationError(
+            "no recording is marked as held out",
+            remedy='import recordings with "split": "heldout" in the manifest',
+        )
+    released = models.plain if models.adapter is not None else None
+    released_prompted = models.prompted if models.adapter is not None else None
     return Evaluation(
-        before=score(load(None), held_out, terms),
-        prompted=score(load_prompted(None), held_out, terms) if load_prompted else None,
-        after=score(load(adapter), held_out, terms) if adapter is not None else None,
+        before=column(models.plain, None, held_out),
+        prompted=column(models.prompted, None, held_out),
+        after=column(released, models.adapter, held_out),
+        after_prompted=column(released_prompted, models.adapter, held_out),
+        general_before=column(models.plain, None, general),
+        general_after=column(released, models.adapter, general),
     )

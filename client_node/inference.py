@@ -1,12 +1,14 @@
 """On-site transcription with the active release, or the base where none is active.
 
 A swap of release takes effect at the next recording: the pointer is compared before each one, and
-a changed pointer means the base and the release are loaded and verified anew (invariant I3).
+a changed pointer means that the release is read and verified anew, onto a base whose hash was
+checked when it was read (invariant I3).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +16,7 @@ from pathlib import Path
 from client_node.model_store import ModelStore, VerifiedRelease
 from model_core.adapter import load_adapter
 from model_core.audio import read_audio
-from model_core.base import load_base
+from model_core.base import SpeechBase, load_base
 from model_core.transcribe import Transcriber, Transcript
 
 LoadTranscriber = Callable[[bytes | None], Transcriber]
@@ -32,11 +34,17 @@ class Transcription:
 def transcriber_loader(
     base_folder: Path, base_sha256: str, prompt_terms: Sequence[str] = ()
 ) -> LoadTranscriber:
-    """Loader over a base on disk. The base is read and its hash checked at every call, since
-    attaching an adapter changes the modules of the model it is attached to."""
+    """Loader over a base on disk, which is read and its hash checked at the first call.
+
+    An adapter works on a twin of the base's modules, so one base serves every release.
+    """
+
+    @functools.cache
+    def verified_base() -> SpeechBase:
+        return load_base(base_folder, expected_sha256=base_sha256)
 
     def load(adapter_bytes: bytes | None) -> Transcriber:
-        base = load_base(base_folder, expected_sha256=base_sha256)
+        base = verified_base()
         adapter = None if adapter_bytes is None else load_adapter(base.model, adapter_bytes)
         return Transcriber(base, adapter=adapter, prompt_terms=tuple(prompt_terms))
 

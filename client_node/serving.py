@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from client_node.evaluate import Evaluation, HeldOut, evaluate
+from client_node.evaluate import Evaluation, HeldOut, Models, evaluate
 from client_node.home import SiteHome, SiteSettings
 from client_node.inference import SiteTranscriber, transcriber_loader
 from client_node.keys import trusted_coordinator
+from client_node.manifest import read_manifest
 from client_node.model_store import ModelStore
 from client_node.store import SiteStore
 from privacy.store import open_engine
@@ -16,7 +17,7 @@ from privacy.store import open_engine
 
 def open_model_store(home: SiteHome, settings: SiteSettings) -> ModelStore:
     """The site's releases. Before the site has joined nobody is trusted, so none can serve."""
-    trusted = [trusted_coordinator(home)] if home.enrolled else []
+    trusted = [trusted_coordinator(home)] if home.coordinator_key.exists() else []
     return ModelStore(home.releases, trusted, settings.base_sha256)
 
 
@@ -27,27 +28,32 @@ def open_transcriber(home: SiteHome, prompt_terms: Sequence[str] = ()) -> SiteTr
     return SiteTranscriber(open_model_store(home, settings), load)
 
 
-def evaluate_site(home: SiteHome) -> Evaluation:
-    """Base, prompted base and active release on the site's held-out recordings.
+def evaluate_site(
+    home: SiteHome, general: Path | None = None, *, release_only: bool = False
+) -> Evaluation:
+    """Base and active release, without and with the terms as prompt, on held-out recordings.
 
     The terms are those that the manifest names, over all recordings of consenting subjects.
-    Raises EvaluationError where nothing is held out; ReleaseError and SignatureError as serving.
+    `general` is a manifest of other recordings, to see what else the release has changed.
+    Raises EvaluationError where nothing is held out; ManifestError for `general`; ReleaseError and
+    SignatureError as serving does.
     """
     settings = SiteSettings.load(home.settings)
-    store = SiteStore(open_engine(home.database_url))
-    recordings = store.recordings()
+    engine = open_engine(home.database_url)
+    recordings = SiteStore(engine).recordings()
+    engine.dispose()
     terms = sorted({recording.term for recording in recordings if recording.term})
     held_out = [
         HeldOut(Path(recording.path), recording.text)
         for recording in recordings
         if recording.split == "heldout"
     ]
+    others = [HeldOut(row.audio, row.text) for row in read_manifest(general)] if general else []
     folder, sha256 = Path(settings.base_folder), settings.base_sha256
     active = open_model_store(home, settings).active()
-    return evaluate(
-        transcriber_loader(folder, sha256),
-        transcriber_loader(folder, sha256, terms) if terms else None,
-        None if active is None else active.adapter,
-        held_out,
-        terms,
+    models = Models(
+        plain=transcriber_loader(folder, sha256),
+        prompted=transcriber_loader(folder, sha256, terms) if terms else None,
+        adapter=None if active is None else active.adapter,
     )
+    return evaluate(models, held_out, terms, others, release_only=release_only)

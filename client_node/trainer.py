@@ -105,7 +105,7 @@ class SpeechTrainer:
         subjects = self._store.trainable_subjects()
         chosen = self._source.poisson_sample(len(subjects), plan.sampling_rate)
         cohort = [subjects[index] for index in chosen]
-        rows = self._rows(cohort, plan.max_utterances_per_subject, round_)
+        rows = self._rows(cohort, plan.max_utterances_per_subject, round_, plan.context_weight)
         with attached.adapter.training_mode():
             sum_D, _ = attached.engine.clipped_sum(
                 self._steps(attached.adapter, rows), len(cohort), plan.clipping_norm
@@ -113,7 +113,9 @@ class SpeechTrainer:
         noisy_D = privatise(sum_D, plan, self._source)
         return noisy_D.numpy().astype("<f4").tobytes()
 
-    def _rows(self, cohort: list[int], cap: int, round_: int) -> list[_Row]:
+    def _rows(
+        self, cohort: list[int], cap: int, round_: int, context_weight: float = 1.0
+    ) -> list[_Row]:
         """Usable recordings of the cohort, at most `cap` a subject, subjects together."""
         recordings = self._store.training_recordings(cohort)
         groups = []
@@ -121,7 +123,7 @@ class SpeechTrainer:
             ready = [
                 (states_SD, example)
                 for recording in _pick(recordings.get(subject, []), cap, round_)
-                if (example := self._example(recording)) is not None
+                if (example := self._example(recording, context_weight)) is not None
                 and (states_SD := self._features.states(recording)) is not None
             ]
             ready.sort(key=lambda pair: len(pair[0]))
@@ -131,10 +133,15 @@ class SpeechTrainer:
         groups.sort(key=lambda group: [len(row.states_SD) for row in group])
         return [row for group in groups for row in group]
 
-    def _example(self, recording: Recording) -> Example | None:
-        language = recording.language or DEFAULT_LANGUAGE
+    def _example(self, recording: Recording, context_weight: float) -> Example | None:
         try:
-            return make_example(self._base.tokenizer, recording.text, language=language)
+            return make_example(
+                self._base.tokenizer,
+                recording.text,
+                language=recording.language or DEFAULT_LANGUAGE,
+                term=recording.term,
+                other_weight=context_weight,
+            )
         except TextError:
             return None
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from coordinator.admission import STATEMENT_LIMIT_BYTES
-from coordinator.job_records import OK
 from coordinator.registry import SiteRecord
+from coordinator.rounds import OK
 from privacy.errors import AuricleError
 from privacy.parcel import Answer, Parcel, ParcelKind
 from privacy.signing import open_as

@@ -196,11 +196,13 @@ class FlowerLink:
                 messages_list=[message_to_proto(remove_content_from_message(message))],
                 message_object_trees=[get_object_tree(message)],
             )
-            response = runtime_handlers.push_messages(request, self._state, run.task)
             objects = get_all_nested_objects(message)
-            for object_id in response.objects_to_push:
-                content = objects[object_id].deflate()
-                self._state.store_object(run.run_id, response.session_id, object_id, content)
+            # One transaction: a node that saw a message before its objects would wait a second.
+            with self._state.session():
+                response = runtime_handlers.push_messages(request, self._state, run.task)
+                for object_id in response.objects_to_push:
+                    content = objects[object_id].deflate()
+                    self._state.store_object(run.run_id, response.session_id, object_id, content)
         self._flights[message_id] = (site, run.run_id)
         return message_id
 

@@ -19,7 +19,7 @@ from coordinator.aggregate import aggregate, pack, unpack
 from coordinator.answers import answer_code
 from coordinator.dispatch import Dispatch, Question, Reply
 from coordinator.errors import AdmissionError
-from coordinator.job_records import FINISHED, OK, JobRecord
+from coordinator.job_records import FINISHED, JobRecord
 from coordinator.jobs import Jobs
 from coordinator.journal import Journal
 from coordinator.link import FleetLink
@@ -28,7 +28,7 @@ from coordinator.optimiser import OptimiserState, apply
 from coordinator.planning import mechanism_fields
 from coordinator.registry import Registry, SiteRecord
 from coordinator.release import make_manifest, write_files
-from coordinator.rounds import RoundState
+from coordinator.rounds import OK, ClockRead, RoundState, advance, weigh_codes
 from privacy.parcel import Parcel, ReleaseManifest, RoundOrder
 from privacy.signing import Identity, open_statement, payload_type_of, seal
 
@@ -88,7 +88,8 @@ class JobLoop:
     def _ask(self, record: JobRecord) -> None:
         questions = self._questions(record)
         asked = self._dispatch.ask(questions)
-        if record.round is not None and any(questions[site].key[0] == "round" for site in asked):
+        ordered = any(questions[site].key[0] == "round" for site in asked)
+        if ordered and record.round is not None and record.round.status == "open":
             self._tools.jobs.orders_sent(self._job, record.round.number)
 
     def _questions(self, record: JobRecord) -> dict[str, Question]:
@@ -183,7 +184,10 @@ class JobLoop:
         """Take the transition that is due, if one is; returns the job after it."""
         now_s = self._tools.clock()
         if record.state == "preparing":
-            self._tools.jobs.start_if_ready(self._job, now_s)
+            codes = [participant.plan_code for participant in record.participants.values()]
+            late = now_s >= record.deadline_at_s
+            if weigh_codes(codes, record.plan.quorum, late) != "wait":
+                self._tools.jobs.start_if_ready(self._job, now_s)
         elif record.state == "running":
             self._advance_round(record, record.round, now_s)
         elif record.state == "releasing":
@@ -203,7 +207,7 @@ class JobLoop:
             self._aggregate(record, state.number, now_s)
         elif lost := self._lost_site(record, state):
             self._tools.jobs.refuse(self._job, state.number, *lost, now_s=now_s)
-        else:
+        elif advance(state, ClockRead(now_s)) != state:
             self._tools.jobs.read_clock(self._job, state.number, now_s)
 
     def _lost_site(self, record: JobRecord, state: RoundState) -> tuple[str, str] | None:
@@ -245,6 +249,7 @@ class JobLoop:
             unpack(checkpoint.weights),
             gradient_D,
             OptimiserState.from_bytes(checkpoint.optimiser),
+            plan.rounds,
         )
         weights = pack(weights_D)
         facts = {"weights_sha256": hashlib.sha256(weights).hexdigest()} | mechanism_fields(plan)

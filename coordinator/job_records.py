@@ -19,7 +19,6 @@ from privacy.store import reading
 
 JobState = Literal["preparing", "running", "releasing", "released", "abandoned"]
 FINISHED: frozenset[JobState] = frozenset({"released", "abandoned"})
-OK = "ok"
 ADMITTED = "admitted"
 
 

@@ -17,7 +17,6 @@ from sqlalchemy.orm import Session
 from coordinator.errors import CoordinatorError
 from coordinator.job_records import (
     ADMITTED,
-    OK,
     Checkpoint,
     JobReader,
     job_row,
@@ -30,6 +29,7 @@ from coordinator.registry import quarantine
 from coordinator.request import JobRequest, request_json
 from coordinator.rounds import (
     CLOSED,
+    OK,
     Aggregated,
     ClockRead,
     Event,
@@ -39,7 +39,7 @@ from coordinator.rounds import (
     SiteRefused,
     UpdateAdmitted,
     advance,
-    weigh,
+    weigh_codes,
 )
 from coordinator.store import JobRow, ParticipantRow, ReleaseRow, RoundRow, UpdateRow
 from privacy.parcel import UpdateHeader
@@ -94,10 +94,8 @@ class Jobs(JobReader):
             row = job_row(session, job)
             plan = RoundPlan.from_json(row.plan_json)
             people = participant_rows(session, job)
-            accepted = sum(person.plan_code == OK for person in people)
-            refused = sum(person.plan_code not in (None, OK) for person in people)
             late = now_s >= row.deadline_at
-            match weigh(len(people), accepted, refused, plan.quorum, late):
+            match weigh_codes([person.plan_code for person in people], plan.quorum, late):
                 case "enough":
                     row.state = "running"
                 case "too-few":

@@ -43,9 +43,13 @@ class OptimiserState:
 
 
 def apply(
-    spec: OptimiserSpec, weights_D: Vector, gradient_D: Gradient, state: OptimiserState
+    spec: OptimiserSpec,
+    weights_D: Vector,
+    gradient_D: Gradient,
+    state: OptimiserState,
+    rounds: int,
 ) -> tuple[Vector, OptimiserState]:
-    """One step down `gradient_D`: new float32 weights and the state after it."""
+    """One step of `rounds` down `gradient_D`: new float32 weights and the state after it."""
     step = state.step + 1
     match spec.name:
         case "sgd":
@@ -58,5 +62,6 @@ def apply(
             scale_D = np.sqrt(second_D / (1 - spec.beta2**step)) + spec.eps
             change_D = mean_D / scale_D
             after = OptimiserState(step, first_D, second_D)
-    moved_D = weights_D.astype(np.float64) - spec.learning_rate * change_D
+    decay = 1 - state.step / rounds if spec.schedule == "linear" else 1.0
+    moved_D = weights_D.astype(np.float64) - spec.learning_rate * decay * change_D
     return moved_D.astype(np.float32), after

@@ -56,6 +56,7 @@ def make_plan(
         deadline_s=request.deadline_s,
         optimiser=request.optimiser.spec(),
         issued_at=datetime.fromtimestamp(issued_at_s, UTC).isoformat(timespec="seconds"),
+        context_weight=request.context_weight,
         privacy_mode=request.privacy_mode,
     )
 

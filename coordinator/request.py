@@ -10,7 +10,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from coordinator.errors import RequestError
-from privacy.plan import AdapterKind, OptimiserSpec, PrivacyMode
+from privacy.plan import AdapterKind, OptimiserSpec, PrivacyMode, Schedule
 
 _STRICT = ConfigDict(extra="forbid", strict=False)
 
@@ -38,6 +38,7 @@ class OptimiserRequest:
     beta1: float = 0.9
     beta2: float = 0.99
     eps: float = 1e-8
+    schedule: Schedule = "linear"
 
     def spec(self) -> OptimiserSpec:
         """The same as the plan carries it."""
@@ -63,6 +64,7 @@ class JobRequest:
         quorum: fewest updates that make a round; None asks for all sites.
         honest_sites: h for ε_sec; None assumes all sites but one.
         deadline_s: seconds that a round may stay open.
+        context_weight: weight of the tokens outside a recording's term, in [0, 1].
     """
 
     purpose: str
@@ -80,6 +82,7 @@ class JobRequest:
     quorum: int | None = None
     honest_sites: int | None = None
     deadline_s: float = 600.0
+    context_weight: float = 1.0
     adapter: AdapterRequest = dataclasses.field(default_factory=AdapterRequest)
     optimiser: OptimiserRequest = dataclasses.field(default_factory=OptimiserRequest)
 

@@ -13,12 +13,14 @@ and stores the state; `advance` only decides.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from typing import Literal
 
 from coordinator.errors import RoundError
 
 RoundStatus = Literal["open", "collecting", "aggregating", "released", "abandoned"]
 Outcome = Literal["wait", "enough", "too-few"]
+OK = "ok"
 CLOSED: frozenset[RoundStatus] = frozenset({"released", "abandoned"})
 
 
@@ -98,6 +100,13 @@ def weigh(expected: int, given: int, refused: int, quorum: int, late: bool) -> O
     if expected - refused < quorum or (late and given < quorum):
         return "too-few"
     return "enough" if late or given + refused == expected else "wait"
+
+
+def weigh_codes(codes: Collection[str | None], quorum: int, late: bool) -> Outcome:
+    """`weigh` for answers given as "ok", a refusal's code, or None while there is none."""
+    given = sum(code == OK for code in codes)
+    refused = sum(code not in (None, OK) for code in codes)
+    return weigh(len(codes), given, refused, quorum, late)
 
 
 def advance(state: RoundState, event: Event) -> RoundState:

@@ -185,6 +185,14 @@ def attach(
         target_modules=tuple(t.name for t in targets if t.parameter is None),
         target_parameters=tuple(t.name for t in targets if t.parameter is not None),
     )
+    peft_model = _wrap(base_model, exact)
+    wrappers = _peft_layers(peft_model)
+    layers = [_layer(target, wrappers[target.name], exact, basis) for target in targets]
+    return Adapter(peft_model.eval(), exact, layers)
+
+
+def _wrap(base_model: WhisperForConditionalGeneration, exact: AdapterConfig) -> PeftModel:
+    """Stock peft around a twin of the base, with A drawn from the configuration's seed."""
     peft_config = LoraConfig(
         r=exact.rank,
         lora_alpha=exact.scaling * exact.rank,
@@ -196,13 +204,11 @@ def attach(
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # peft 0.21 asks transformers 5 for a property under its old name.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        torch.manual_seed(config.seed)
+        torch.manual_seed(exact.seed)
         peft_model = get_peft_model(twin(base_model), peft_config, adapter_name=PEFT_NAME)
     # The base's path is a local matter and must not be written into a release.
     peft_config.base_model_name_or_path = None
-    wrappers = _peft_layers(peft_model)
-    layers = [_layer(target, wrappers[target.name], exact, basis) for target in targets]
-    return Adapter(peft_model.eval(), exact, layers)
+    return peft_model
 
 
 def load_adapter(base_model: WhisperForConditionalGeneration, source: bytes | Path) -> Adapter:
@@ -255,7 +261,9 @@ def _layer(target: Target, wrapper: nn.Module, config: AdapterConfig, basis: Bas
         down = _from_basis(basis, f"{target.name}.down", peft_down.shape)
         up = _from_basis(basis, f"{target.name}.up", peft_up.shape)
         peft_down.copy_(down)
-        core = torch.zeros(*down.shape[:-1], config.rank)
+        # One core for all experts of a stack: they start as equal copies, so they share the basis
+        # too, and a core each would take E times the noise for the same signal.
+        core = torch.zeros(config.rank, config.rank)
     return Layer(
         name=target.name,
         module=wrapper.get_base_layer(),  # type: ignore[operator]

@@ -1,7 +1,9 @@
 """What an adapter adapts: its configuration, resolved to exact layers of a model.
 
-Targets are suffixes or regular expressions over module and parameter names. They are resolved to
-exact names once, so that two parties with the same base and configuration train the same tensors.
+Targets are regular expressions for the end of a module's or parameter's name, from a dot on:
+`encoder_attn.q_proj`, `decoder.layers.[23].*q_proj`, `decoder.*experts.up_proj`. They are resolved
+to exact names once, so that two parties with the same base and configuration train the same
+tensors.
 
 Shape letters: r rank, E experts, B batch, T time.
 """
@@ -29,9 +31,9 @@ class AdapterConfig:
         kind: "lora" (both factors) or "core" (an r x r matrix between frozen factors).
         rank: r.
         scaling: factor of the adapter's output.
-        target_modules: linear layers, each a name suffix (`encoder_attn.q_proj`) or a regular
-            expression that matches a whole name (`model\\.decoder\\.layers\\.[23]\\..*q_proj`).
-        target_parameters: stacked expert parameters, likewise (`experts.up_proj`).
+        target_modules: linear layers, such as `encoder_attn.q_proj` or
+            `decoder.layers.[23].encoder_attn.(q|v|out)_proj`.
+        target_parameters: stacked expert parameters, such as `decoder.*experts.up_proj`.
         seed: of A's random start for kind "lora".
     """
 
@@ -54,7 +56,7 @@ class Layer:
         parameter: for experts, the stacked parameter's name.
         down: A, [r, in] or [E, r, in].
         up: B (or U for a core), [out, r] or [E, out, r].
-        core: R, [r, r] or [E, r, r]; None for kind "lora".
+        core: R, [r, r], shared by the experts of a stack; None for kind "lora".
         scaling: factor of the adapter's output.
     """
 
@@ -117,11 +119,14 @@ def find_targets(model: nn.Module, config: AdapterConfig) -> list[Target]:
 
 
 def _hits(name: str, patterns: tuple[str, ...]) -> set[str]:
-    return {
-        pattern
-        for pattern in patterns
-        if name == pattern or name.endswith(f".{pattern}") or re.fullmatch(pattern, name)
-    }
+    try:
+        return {p for p in patterns if re.fullmatch(rf"(?:.*\.)?(?:{p})", name)}
+    except re.error as error:
+        raise AdapterError(
+            f"an adapter target is not a regular expression: {error}",
+            remedy="name a layer, the end of its name, or a regular expression for it",
+            code="adapter-target",
+        ) from error
 
 
 def adapter_keys(layers: Sequence[Layer]) -> set[str]:

@@ -55,6 +55,14 @@ def make_base(whisper: Whisper, mixture: MixtureConfig) -> SpeechBase:
     return SpeechBase(model, whisper.tokenizer, whisper.rules, mixture, base_sha256(model))
 
 
+def rebased(base: SpeechBase, model: WhisperForConditionalGeneration) -> SpeechBase:
+    """A new base around other weights of the same shape, such as `Adapter.merged()`.
+
+    So a warm start that was trained in the open becomes part of what every site holds.
+    """
+    return dataclasses.replace(base, model=model, base_sha256=base_sha256(model))
+
+
 def prepare_base(
     source: str | None, folder: Path, mixture: MixtureConfig | None = None
 ) -> SpeechBase:

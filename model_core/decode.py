@@ -84,18 +84,19 @@ def greedy(
         score_B += torch.where(open_B, log_p_B, 0.0)
         for row in open_B.nonzero().flatten().tolist():
             rows[row].append(int(next_B[row]))
-            open_B[row] = rows[row][-1] != base.tokenizer.end and not _repeats(rows[row])
+            open_B[row] = rows[row][-1] != base.tokenizer.end and not runs_away(rows[row])
         if not open_B.any():
             break
         ids_BT = next_B[:, None]
     return [
-        Decoded(
-            tuple(_without_repeats([token for token in row if token != base.tokenizer.end])),
-            float(score_B[index]) / len(row),
-            float(no_speech_B[index]),
-        )
-        for index, row in enumerate(rows)
+        _decoded(row, base.tokenizer.end, float(score), float(no_speech))
+        for row, score, no_speech in zip(rows, score_B, no_speech_B, strict=True)
     ]
+
+
+def _decoded(row: list[int], end: int, log_probability: float, no_speech: float) -> Decoded:
+    ids = without_repetition([token for token in row if token != end])
+    return Decoded(tuple(ids), log_probability / len(row), no_speech)
 
 
 def _logits(
@@ -143,11 +144,12 @@ def _repeated_phrase(ids: Sequence[int]) -> int:
     return 0
 
 
-def _repeats(ids: Sequence[int]) -> bool:
+def runs_away(ids: Sequence[int]) -> bool:
+    """Whether the ids end in the same phrase again and again."""
     return _repeated_phrase(ids) > 0
 
 
-def _without_repeats(ids: list[int]) -> list[int]:
+def without_repetition(ids: list[int]) -> list[int]:
     """Cut a runaway repetition down to its phrase said once."""
     length = _repeated_phrase(ids)
     if not length:

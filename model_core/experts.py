@@ -79,7 +79,10 @@ def grouped_linear(
     in autograd, for the input and for the weight.
     """
     if kernel == "grouped" or (kernel == "auto" and _can_group(x_SI, weight_EOI)):
-        return functional.grouped_mm(x_SI, weight_EOI.transpose(-2, -1), offs=offsets_E)
+        grouped_SO: Tensor = functional.grouped_mm(
+            x_SI, weight_EOI.transpose(-2, -1), offs=offsets_E
+        )
+        return grouped_SO
     ends = offsets_E.tolist()
     pieces = [
         x_SI[start:end] @ weight_EOI[expert].t()
@@ -179,4 +182,5 @@ class MixtureFeedForward(nn.Module):
         x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
         shared_ND = self.shared_down(self.activation(self.shared_up(x_ND)))
         routed_ND = self.experts(x_ND, self.choose(x_ND))
-        return (shared_ND + routed_ND).view_as(x_BTD)
+        y_ND: Tensor = shared_ND + routed_ND
+        return y_ND.view_as(x_BTD)

@@ -3,7 +3,11 @@
 Whisper pads every clip to 30 s. Here the spectrogram is that of the zero-padded clip, as in
 training, but cut shortly after the clip's end, and the encoder runs on what is left with the first
 positions. Its convolutions and attention accept any length; only transformers' length check forbids
-it. The margin matters: with none, the model has not learnt where speech ends and hallucinates.
+it. The margin matters: where silence is missing, or the whole window is much shorter than in
+training, the model repeats the sentence without end. Word errors of tiny.en, greedy, with the
+repetition guard of `decode`, on 49 real English clips that had no part in choosing the rule: clip +
+3 s 4.69 % with such repetitions; the same but at least 10 s 3.67 % with none; 30 s 3.27 %.
+Hence the rule of `window_s`.
 
 Shape suffixes: B batch, M mel bins, T mel frames (10 ms), S encoder states (20 ms), D width.
 """
@@ -26,6 +30,7 @@ from model_core.errors import AudioError
 FFT_SAMPLES = 400
 HOP_SAMPLES = 160
 MAX_WINDOW_S = 30.0
+MIN_WINDOW_S = 10.0
 MARGIN_S = 3.0
 _FRAMES_PER_STATE = 2
 _FRAMES_PER_S = RATE_HZ // HOP_SAMPLES
@@ -34,9 +39,9 @@ _FLOOR = 1e-10
 _DYNAMIC_RANGE_LOG10 = 8.0
 
 
-def window_s(samples: int, margin_s: float = MARGIN_S) -> float:
-    """Seconds of window for a clip of so many samples: the clip and the margin, at most 30 s."""
-    return min(samples / RATE_HZ + margin_s, MAX_WINDOW_S)
+def window_s(samples: int, margin_s: float = MARGIN_S, shortest_s: float = MIN_WINDOW_S) -> float:
+    """Seconds of window for a clip: the clip and the margin, at least 10 s and at most 30 s."""
+    return min(max(samples / RATE_HZ + margin_s, shortest_s), MAX_WINDOW_S)
 
 
 def window_frames(duration_s: float) -> int:

@@ -9,6 +9,7 @@ Token order of a decoder input (Radford et al. 2022, figure 1):
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -64,10 +65,24 @@ class SpeechTokenizer:
         Raises TextError (text-empty) for a text of white space only.
         """
         if not text.strip():
-            raise TextError(
-                "the text is empty", remedy="give a transcript, or leave the recording out"
-            )
+            raise _empty_text()
         return list(self._tokenizer.encode(f" {text.strip()}", add_special_tokens=False).ids)
+
+    def covers(self, text: str, phrase: str) -> list[bool]:
+        """For each of `encode(text)`'s tokens, whether it spells part of `phrase` in the text.
+
+        Every occurrence counts, whatever its case. Raises TextError like `encode`.
+        """
+        encoded_text = f" {text.strip()}"
+        if not text.strip():
+            raise _empty_text()
+        offsets = self._tokenizer.encode(encoded_text, add_special_tokens=False).offsets
+        pattern = re.compile(rf"(?<!\w){re.escape(phrase.strip())}(?!\w)", re.IGNORECASE)
+        spans = [hit.span() for hit in pattern.finditer(encoded_text)]
+        return [
+            any(start < span_end and end > span_start for span_start, span_end in spans)
+            for start, end in offsets
+        ]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; control tokens and times are dropped, white space is trimmed."""
@@ -116,3 +131,7 @@ class SpeechTokenizer:
                 remedy="use the tokenizer.json of a Whisper checkpoint",
             )
         return found
+
+
+def _empty_text() -> TextError:
+    return TextError("the text is empty", remedy="give a transcript, or leave the recording out")

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import WhisperForConditionalGeneration
-from transformers.modeling_outputs import BaseModelOutput
 
 from model_core.base import SpeechBase
 from model_core.errors import TextError
@@ -32,40 +31,55 @@ class Example:
 
     Attributes:
         ids: control prefix, transcript, end.
-        prefix_tokens: how many leading ids are given and carry no loss.
+        weights: of each id as a target, in [0, 1]; 0 for the given prefix, which carries no loss.
     """
 
     ids: tuple[int, ...]
-    prefix_tokens: int
+    weights: tuple[float, ...]
 
 
 def make_example(
-    tokenizer: SpeechTokenizer, text: str, *, language: str = "en", max_tokens: int = 448
+    tokenizer: SpeechTokenizer,
+    text: str,
+    *,
+    language: str = "en",
+    term: str | None = None,
+    other_weight: float = 1.0,
+    max_tokens: int = 448,
 ) -> Example:
     """Tokenise a transcript for training.
+
+    Where `term` occurs in the text, its tokens weigh 1 and all others `other_weight`, so that the
+    clipped gradient is spent on what is to be learnt. A text without the term weighs 1 throughout.
 
     Raises TextError: `text-empty`, or `text-too-long` beyond the decoder's positions.
     """
     prefix = tokenizer.prefix(language)
-    ids = (*prefix, *tokenizer.encode(text), tokenizer.end)
+    words = tokenizer.encode(text)
+    ids = (*prefix, *words, tokenizer.end)
     if len(ids) > max_tokens:
         raise TextError(
             f"a transcript of {len(ids)} tokens is longer than the decoder's {max_tokens}",
             remedy="cut the recording and its transcript at a pause",
             code="text-too-long",
         )
-    return Example(ids, len(prefix))
+    covered = tokenizer.covers(text, term) if term else []
+    if any(covered):
+        weights = (*(1.0 if hit else other_weight for hit in covered), other_weight)
+    else:
+        weights = (1.0,) * (len(words) + 1)
+    return Example(ids, (*(0.0,) * len(prefix), *weights))
 
 
 def collate(examples: Sequence[Example], pad: int) -> tuple[Tensor, Tensor]:
-    """Pad to one length: ids [B, T] int64, and mask [B, T], true where an id is a target."""
+    """Pad to one length: ids [B, T] int64, and each id's weight as a target [B, T] float32."""
     longest = max(len(example.ids) for example in examples)
     ids_BT = torch.full((len(examples), longest), pad)
-    mask_BT = torch.zeros(len(examples), longest, dtype=torch.bool)
+    weight_BT = torch.zeros(len(examples), longest)
     for row, example in enumerate(examples):
         ids_BT[row, : len(example.ids)] = torch.tensor(example.ids)
-        mask_BT[row, example.prefix_tokens : len(example.ids)] = True
-    return ids_BT, mask_BT
+        weight_BT[row, : len(example.ids)] = torch.tensor(example.weights)
+    return ids_BT, weight_BT
 
 
 @torch.inference_mode()
@@ -86,19 +100,20 @@ def encode(base: SpeechBase, samples: Sequence[Tensor], window_s: float) -> Tens
 
 
 def row_losses(
-    model: WhisperForConditionalGeneration, states_BSD: Tensor, ids_BT: Tensor, mask_BT: Tensor
+    model: WhisperForConditionalGeneration, states_BSD: Tensor, ids_BT: Tensor, weight_BT: Tensor
 ) -> Tensor:
-    """Cross-entropy of each utterance, averaged over its own target tokens: [B].
+    """Cross-entropy of each utterance, averaged over its own targets by their weights: [B].
 
-    Padding needs no attention mask: the decoder is causal and padding comes last.
+    Padding needs no attention mask: the decoder is causal and padding comes last. The vocabulary is
+    computed only where there is a target.
     """
-    output = model(
-        encoder_outputs=BaseModelOutput(last_hidden_state=states_BSD.float()),
-        decoder_input_ids=ids_BT[:, :-1],
-        use_cache=False,
-    )
-    loss_BT = functional.cross_entropy(
-        output.logits.transpose(1, 2), ids_BT[:, 1:], reduction="none"
-    )
-    target_BT = mask_BT[:, 1:].to(loss_BT.dtype)
-    return (loss_BT * target_BT).sum(1) / target_BT.sum(1)
+    hidden_BTD = model.model.decoder(
+        input_ids=ids_BT[:, :-1], encoder_hidden_states=states_BSD.float(), use_cache=False
+    ).last_hidden_state
+    weight_BT = weight_BT[:, 1:].to(hidden_BTD.dtype)
+    rows, columns = weight_BT.nonzero(as_tuple=True)
+    logits_NV = model.proj_out(hidden_BTD[rows, columns])
+    loss_N = functional.cross_entropy(logits_NV, ids_BT[:, 1:][rows, columns], reduction="none")
+    sums_B = torch.zeros(len(ids_BT), dtype=loss_N.dtype, device=loss_N.device)
+    sums_B = sums_B.index_add(0, rows, loss_N * weight_BT[rows, columns])
+    return sums_B / weight_BT.sum(1)

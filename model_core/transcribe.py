@@ -1,8 +1,8 @@
 """Speech to text: short windows in batch, long recordings cut at their quietest moments.
 
-Each clip is encoded in a window of its own length plus 3 s, not padded to 30 s. The window is
-rounded up to a step so that clips of like length share a batch; the step depends on the clip alone,
-so a clip's transcript does not depend on what it was batched with.
+Each clip is encoded in a window of its own length plus 3 s and at least 10 s (`features.window_s`),
+not padded to 30 s. The window is rounded up to a step so that clips of like length share a batch;
+it depends on the clip alone, so a transcript does not depend on what it was batched with.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Transcriber:
     def decode_states(self, states_BSD: Tensor) -> list[str]:
         """Texts of cached encoder states, such as `training.encode` gives (any float type)."""
         texts: list[str] = []
-        for batch_BSD in states_BSD.split(_BATCH):
+        for batch_BSD in torch.split(states_BSD, _BATCH):
             decoded = greedy(self._model, self._base, batch_BSD.float(), self._prefix)
             texts += [
                 "" if each.is_silence else self._base.tokenizer.decode(each.ids) for each in decoded
@@ -113,14 +113,14 @@ class Transcriber:
 
 
 def clip_window_s(samples: int) -> float:
-    """The clip and its margin, rounded up to the window step, at most 30 s."""
+    """The clip's window, rounded up to the window step, at most 30 s."""
     steps = math.ceil(window_s(samples) / WINDOW_STEP_S)
     return min(steps * WINDOW_STEP_S, MAX_WINDOW_S)
 
 
 def is_silent(samples: Tensor) -> bool:
     """Whether no 20 ms of the clip is louder than −65 dBFS; true for no samples at all."""
-    return bool((_levels(samples, _LEVEL_SAMPLES) < _SILENCE_RMS).all())
+    return not len(samples) or bool((_levels(samples, _LEVEL_SAMPLES) < _SILENCE_RMS).all())
 
 
 def cut_at_pauses(samples: Tensor) -> list[tuple[int, int]]:
@@ -141,7 +141,7 @@ def cut_at_pauses(samples: Tensor) -> list[tuple[int, int]]:
 
 def _levels(samples: Tensor, width: int) -> Tensor:
     """Root mean square of consecutive stretches; a last shorter one counts by its own samples."""
-    return torch.stack([piece.square().mean().sqrt() for piece in samples.split(width)])
+    return torch.stack([piece.square().mean().sqrt() for piece in torch.split(samples, width)])
 
 
 def _transcript(samples: Tensor, spans: list[tuple[int, int]], texts: list[str]) -> Transcript:

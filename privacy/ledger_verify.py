@@ -12,6 +12,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from cryptography.exceptions import UnsupportedAlgorithm
+
 from privacy.errors import AccountingError, AuricleError, LedgerError, SignatureError
 from privacy.ledger_entry import (
     HEAD_TYPE,
@@ -24,6 +26,16 @@ from privacy.ledger_entry import (
 )
 from privacy.ledger_spend import DerivedEpsilon, SpendBook
 from privacy.signing import PublicIdentity
+
+# A damaged PEM may name an algorithm that nobody has, which `cryptography` tells apart.
+_UNREADABLE = (
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    RecursionError,
+    UnsupportedAlgorithm,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +126,7 @@ class _Verification:
             log_id = header["log_id"]
             if not isinstance(log_id, str) or export_header(log_id, key) + b"\n" != line:
                 raise ValueError("it is not written as an export's")
-        except (ValueError, TypeError, KeyError, AttributeError, SignatureError) as error:
+        except (*_UNREADABLE, SignatureError) as error:
             raise _fault(f"the header cannot be read: {error}") from error
         if self._trusted is not None and key not in self._trusted:
             raise _fault(f"key {key.key_id}, which signed it, is not among the trusted keys")

@@ -20,6 +20,7 @@ PLAN_FORMAT = "auricle/plan/v1"
 AdapterKind = Literal["lora", "core"]
 PrivacyMode = Literal["local-noise", "none"]
 OptimiserName = Literal["adam", "sgd"]
+Schedule = Literal["constant", "linear"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,13 +60,17 @@ class AdapterSpec:
 
 @dataclasses.dataclass(frozen=True)
 class OptimiserSpec:
-    """The coordinator's optimiser over aggregated updates; post-processing, so free of ε."""
+    """The coordinator's optimiser over aggregated updates; post-processing, so free of ε.
+
+    With schedule "linear" the learning rate of round t of T is `learning_rate`·(1 - (t - 1)/T).
+    """
 
     name: OptimiserName
     learning_rate: float
     beta1: float = 0.9
     beta2: float = 0.99
     eps: float = 1e-8
+    schedule: Schedule = "linear"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +95,8 @@ class RoundPlan:
         sites: names of the sites asked to take part.
         quorum: fewest sites whose updates make a round.
         deadline_s: seconds a round may stay open.
+        context_weight: weight, in the loss of a recording whose term is known, of the tokens
+            outside that term (whose own weight is 1), in [0, 1].
     """
 
     job: str
@@ -109,6 +116,7 @@ class RoundPlan:
     deadline_s: float
     optimiser: OptimiserSpec
     issued_at: str
+    context_weight: float = 1.0
     privacy_mode: PrivacyMode = "local-noise"
     unit: Literal["subject"] = "subject"
     adjacency: Literal["add_or_remove_one"] = "add_or_remove_one"
@@ -127,6 +135,7 @@ class RoundPlan:
         _check(1 <= self.quorum <= len(self.sites), "quorum", "must be between 1 and the sites")
         _check(1 <= self.honest_sites <= len(self.sites), "honest_sites", "must be 1..sites")
         _check(0 < self.deadline_s < 7 * 86400, "deadline_s", "must be under seven days")
+        _check(0 <= self.context_weight <= 1, "context_weight", "must be in [0, 1]")
         _check(self.adapter.size > 0, "adapter", "has nothing to train")
         if self.privacy_mode == "none":
             _check(self.noise_multiplier == 0, "noise_multiplier", "must be 0 without privacy")

@@ -249,15 +249,26 @@ def serve(
 
 
 @app.command(epilog="Example: auricle site evaluate --json")
-def evaluate(home: Home = None, as_json: Json = False) -> None:
-    """Base, base with the terms as a prompt, and active release on held-out recordings."""
+def evaluate(
+    home: Home = None,
+    general: Annotated[
+        Path | None,
+        typer.Option(help="Manifest of other recordings: has learning the terms cost them?"),
+    ] = None,
+    release_only: Annotated[bool, typer.Option(help="Leave the base out.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Base and active release, without and with the terms as a prompt, on held-out recordings."""
     from client_node.serving import evaluate_site
 
-    result = evaluate_site(_open(home))
+    result = evaluate_site(_open(home), general, release_only=release_only)
     columns = (
         ("base", result.before),
         ("base, terms as prompt", result.prompted),
         ("release", result.after),
+        ("release, terms as prompt", result.after_prompted),
+        ("base, general recordings", result.general_before),
+        ("release, general recordings", result.general_after),
     )
     rows = [_score_row(name, score) for name, score in columns if score is not None]
     emit(

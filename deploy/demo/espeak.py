@@ -32,7 +32,7 @@ class SynthesisError(AuricleError):
     """eSpeak NG could not start or speak."""
 
     code = "synthesis-failed"
-    exit_code = 21
+    exit_code = 61
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,5 +129,5 @@ class Espeak:
 
     def _collect(self, samples: Sequence[int], count: int, _events: object) -> int:
         if samples and count > 0:
-            self._pieces.append(np.ctypeslib.as_array(samples, (count,)).copy())  # type: ignore[arg-type]
+            self._pieces.append(np.ctypeslib.as_array(samples, (count,)).copy())
         return 0

@@ -28,7 +28,7 @@ class ProcessFailedError(AuricleError):
     """A command of the demo ended with a failure of its own."""
 
     code = "demo-process-failed"
-    exit_code = 20
+    exit_code = 60
 
 
 @dataclasses.dataclass(frozen=True)

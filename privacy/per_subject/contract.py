@@ -50,7 +50,8 @@ class AdapterLayer(Protocol):
         parameter: for "experts", the stacked parameter that is adapted; None for "linear".
         down: A, [r, in] or [E, r, in].
         up: B, [out, r] or [E, out, r].
-        core: R, [r, r] or [E, r, r]; when present it alone trains, and A and B are frozen.
+        core: R, [r, r] (shared by all experts of a stack) or [E, r, r]; when present it alone
+            trains, and A and B are frozen.
         scaling: factor of the adapter's output.
     """
 

@@ -116,6 +116,9 @@ class PerSubjectEngine:
         span several microbatches that follow one another: it is clipped, once, when a
         microbatch comes that does not hold it.
 
+        A gradient that is not finite is left out, as `clip_and_sum` explains, and shows in its
+        norm.
+
         Args:
             batches: pairs (loss, row_subject_B) as for `gradients`, with subjects numbered
                 over the whole lot; rows in subject order.
@@ -124,7 +127,6 @@ class PerSubjectEngine:
 
         Raises:
             GradientError: a subject comes back after it was clipped; it would count twice.
-            AuricleError: whatever `clip_and_sum` raises for a gradient that is not finite.
         """
         lot = Lot(self.new_gradients(0), subjects, clipping_norm)
         for loss, row_subject_B in batches:

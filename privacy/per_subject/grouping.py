@@ -85,12 +85,12 @@ class Slots:
         self.sizes_E: list[int] = per_expert_E.tolist()
 
     def times(self, x: Tensor, weight: Tensor) -> Tensor:
-        """[S, in] by [E, out, in] to [S, out]."""
-        return self._by_expert(x, weight.transpose(1, 2))
+        """[S, in] by [E, out, in], or by one [out, in] for all experts, to [S, out]."""
+        return x @ weight.t() if weight.dim() == 2 else self._by_expert(x, weight.transpose(1, 2))
 
     def times_transposed(self, g: Tensor, weight: Tensor) -> Tensor:
-        """[S, out] by [E, out, in] to [S, in]."""
-        return self._by_expert(g, weight)
+        """[S, out] by [E, out, in], or by one [out, in] for all experts, to [S, in]."""
+        return g @ weight if weight.dim() == 2 else self._by_expert(g, weight)
 
     def _by_expert(self, x_Sa: Tensor, weight_Eab: Tensor) -> Tensor:
         out_Sb = x_Sa.new_empty(len(x_Sa), weight_Eab.shape[2])
@@ -104,7 +104,10 @@ class Slots:
         return out_Sb
 
     def add_outer(self, into: Tensor, left: Tensor, right: Tensor) -> None:
-        """Add leftᵀ right of each (subject, expert) to `into`, [U, E, a, b]."""
+        """Add leftᵀ right of each (subject, expert) to `into`, [U, E, a, b].
+
+        Where the experts share one factor, `into` is [U, a, b] and takes their sum.
+        """
         if self.order_S is not None:
             left, right = left[self.order_S], right[self.order_S]
         # As in Rows: the narrow side first.
@@ -113,7 +116,7 @@ class Slots:
         else:
             product = _segment_products(left, right, self.ends_EU)
         by_expert = product.view(self.experts, self.subjects, *product.shape[1:])
-        into.add_(by_expert.transpose(0, 1))
+        into.add_(by_expert.sum(0) if into.dim() == 3 else by_expert.transpose(0, 1))
 
 
 def _row_of(routing: Routing, rows: int) -> Tensor:

@@ -71,7 +71,7 @@ def _check(layers: Sequence[AdapterLayer]) -> None:
             layer.kind in ("linear", "experts")
             and len(lead) == (layer.kind == "experts")
             and layer.up.shape == (*lead, layer.up.shape[-2], rank)
-            and (layer.core is None or layer.core.shape == (*lead, rank, rank))
+            and (layer.core is None or layer.core.shape in ((*lead, rank, rank), (rank, rank)))
             and {t.dtype for _, t in trained(layer)} | {layer.down.dtype, layer.up.dtype}
             == {layers[0].down.dtype}
         )

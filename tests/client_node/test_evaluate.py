@@ -12,7 +12,7 @@ from typing import cast
 import pytest
 from torch import Tensor
 
-from client_node.evaluate import EvaluationError, HeldOut, evaluate, score
+from client_node.evaluate import EvaluationError, HeldOut, Models, evaluate, score
 from model_core.transcribe import Transcriber, Transcript
 
 SAID = ["take metoprolol at night", "give metoprolol now", "no drug today"]
@@ -63,27 +63,45 @@ def test_each_column_comes_from_its_own_model(held_out: list[HeldOut]) -> None:
     def load(adapter: bytes | None) -> Transcriber:
         return hearing(*SAID) if adapter == b"release" else hearing("", "", "")
 
-    def load_prompted(_: bytes | None) -> Transcriber:
-        return hearing(SAID[0], "", "")
+    def load_prompted(adapter: bytes | None) -> Transcriber:
+        return hearing(SAID[0], "", "") if adapter is None else hearing(SAID[0], SAID[1], "")
 
-    result = evaluate(load, load_prompted, b"release", held_out, TERMS)
-    assert result.before.wer == 1.0
-    assert result.before.terms_right == 0
-    assert result.prompted is not None
-    assert result.prompted.terms_right == 1
-    assert result.after is not None
-    assert result.after.wer == 0.0
-    assert result.after.terms_right == 2
+    result = evaluate(Models(load, load_prompted, b"release"), held_out, TERMS, held_out)
+    right = {
+        name: score and (score["terms_right"], score["wer"])
+        for name, score in dataclasses.asdict(result).items()
+    }
+    assert right == {
+        "before": (0, 1.0),
+        "prompted": (1, pytest.approx(0.6)),
+        "after": (2, 0.0),
+        "after_prompted": (2, pytest.approx(0.3)),
+        "general_before": (0, 1.0),
+        "general_after": (2, 0.0),
+    }
     assert "metoprolol" not in json.dumps(dataclasses.asdict(result))
 
 
-def test_without_terms_or_release_there_is_no_such_column(held_out: list[HeldOut]) -> None:
-    result = evaluate(lambda _: hearing(*SAID), None, None, held_out, [])
-    assert result.prompted is None
-    assert result.after is None
+def test_without_terms_release_or_general_there_is_no_such_column(
+    held_out: list[HeldOut],
+) -> None:
+    result = evaluate(Models(lambda _: hearing(*SAID), None, None), held_out, [])
+    assert result.before is not None
     assert result.before.term_accuracy is None
+    others = dataclasses.asdict(result) | {"before": None}
+    assert set(others.values()) == {None}
+
+
+def test_release_only_leaves_the_base_out(held_out: list[HeldOut]) -> None:
+    models = Models(lambda _: hearing(*SAID), None, b"release")
+    result = evaluate(models, held_out, TERMS, held_out, release_only=True)
+    assert result.before is result.prompted is result.general_before is None
+    assert result.after is not None
+    assert result.general_after is not None
 
 
 def test_nothing_held_out_is_said_not_scored_as_perfect() -> None:
     with pytest.raises(EvaluationError):
         score(hearing(), [], TERMS)
+    with pytest.raises(EvaluationError):
+        evaluate(Models(lambda _: hearing(), None, None), [], TERMS)

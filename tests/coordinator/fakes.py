@@ -16,6 +16,7 @@ from sqlalchemy import Engine
 from coordinator.job import Tools
 from coordinator.jobs import Jobs
 from coordinator.journal import Journal
+from coordinator.link import Delivery
 from coordinator.model_artifacts import JobArtifacts
 from coordinator.operations import Operations
 from coordinator.registry import Endpoint, Enrolment, Registry
@@ -83,9 +84,12 @@ class FakeSite:
         self.plans: dict[str, RoundPlan] = {}
         self.orders: list[int] = []
         self.spoil: Callable[[Parcel], Parcel] = lambda parcel: parcel
+        self.veto: str | None = None
 
     def __call__(self, parcel: Parcel) -> Parcel:
         match parcel.kind:
+            case "prepare" if self.veto:
+                return self.answer("refused", "", "0" * 64, self.veto)
             case "prepare":
                 plan = open_as(RoundPlan, parcel.statement, self.trusted)
                 self.plans[plan.job] = plan
@@ -108,7 +112,7 @@ class FakeSite:
         values = np.random.default_rng(list(seed)).normal(size=SPEC.size)
         return self.sealed(job, number, values.astype(np.float32).tobytes())
 
-    def sealed(self, job: str, number: int, payload: bytes, **changes) -> Parcel:
+    def sealed(self, job: str, number: int, payload: bytes, /, **changes) -> Parcel:
         """An update of these bytes; `changes` replace fields of its header."""
         fields = {
             "job": job,
@@ -133,6 +137,36 @@ class FakeSite:
         statement = seal_statement(rfc8785.dumps(proof), kind, self.identity)
         pem = self.identity.public.public_pem
         return Enrolment(token, self.name, pem, self.node_public, statement)
+
+
+class StepLink:
+    """A FleetLink without threads: a reply is there at the next poll, or never."""
+
+    def __init__(self, sites) -> None:
+        self.sites = sites
+        self.offline: set[str] = set()
+        self.silent: set[str] = set()  # take parcels, never answer
+        self.failing: dict[str, str] = {}  # site: error code of its next delivery
+        self.sent: list[tuple[str, str]] = []
+        self._replies: dict[str, Delivery] = {}
+
+    def online(self) -> frozenset[str]:
+        return frozenset(self.sites) - self.offline
+
+    def send(self, site: str, parcel: Parcel) -> str:
+        self.sent.append((site, parcel.kind))
+        message = f"m{len(self.sent)}"
+        if code := self.failing.pop(site, None):
+            self._replies[message] = Delivery(message, site, error_code=code)
+        elif site not in self.silent:
+            self._replies[message] = Delivery(message, site, self.sites[site](parcel))
+        return message
+
+    def poll(self, message_ids) -> list[Delivery]:
+        return [self._replies.pop(m) for m in message_ids if m in self._replies]
+
+    def close(self) -> None:
+        self._replies.clear()
 
 
 def node_key(curve: ec.EllipticCurve | None = None) -> str:

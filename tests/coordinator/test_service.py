@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import ssl
-import stat
 
 import httpx
 import pytest
@@ -85,7 +84,6 @@ def test_public_port_serves_nothing_else(public, method, path):
 def test_fleet_api_refuses_a_node_without_a_signature(public):
     headers = {"Content-Type": "application/protobuf"}
     response = public.post("/v1/fleet/pull-messages", content=b"", headers=headers)
-    print(response.status_code, response.text)
     assert response.status_code == 401
 
 
@@ -99,3 +97,88 @@ def test_admin_needs_the_token(admin, token):
     response = admin.get("/admin/sites", headers={"Authorization": f"Bearer {token}"})
     assert response.status_code == 401
     assert response.json()["code"] == "admin-unauthorised"
+
+
+def enrol(public, coordinator, site, token):
+    enrolment = site.enrolment(token)
+    fields = {
+        "invite_token": enrolment.invite_token,
+        "site": enrolment.site,
+        "site_public_pem": enrolment.site_public_pem,
+        "node_public_openssh": enrolment.node_public_openssh,
+        "statement": enrolment.statement.decode(),
+    }
+    return public.post("/v1/auricle/enrol", json=fields)
+
+
+def test_a_site_enrols_and_is_revoked(home, coordinator, public, admin):
+    identity = Identity.load(home.identity_file).public
+    site = FakeSite("clinic", identity)
+    invite = admin.post("/admin/invites", json={"site": "clinic"})
+    assert invite.status_code == 201
+    token = token_of(invite.content, identity)
+
+    reply = enrol(public, coordinator, site, token)
+    assert reply.json() == {"coordinator_public_pem": identity.public_pem, "approved": True}
+    overview = [s for s in admin.get("/admin/sites").json() if s["site"] == "clinic"]
+    assert [(s["active"], s["online"]) for s in overview] == [(True, False)]
+
+    other = enrol(public, coordinator, FakeSite("clinic", identity), token)
+    assert (other.status_code, other.json()["code"]) == (403, "invite-used")
+
+    assert admin.post("/admin/sites/clinic/revoke").status_code == 204
+    overview = [s for s in admin.get("/admin/sites").json() if s["site"] == "clinic"]
+    assert [(s["active"], s["revoked"]) for s in overview] == [(False, True)]
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{}", b"[1]", b"not json", b'{"site": 1}', b"\x80\x04N.", b"[" * 60_000]
+)
+def test_enrolment_of_nonsense_is_refused(public, body):
+    response = public.post(
+        "/v1/auricle/enrol", content=body, headers={"Content-Type": "application/json"}
+    )
+    assert response.status_code in (400, 422)
+
+
+def test_oversized_bodies_are_cut_off(public):
+    assert public.post("/v1/auricle/enrol", content=b"x" * 70_000).status_code == 413
+
+    def chunks():
+        for _ in range(100):
+            yield b"x" * 1000
+
+    response = public.post("/v1/auricle/enrol", content=chunks())
+    assert response.status_code >= 400
+
+
+def test_admin_errors_say_what_to_do(admin):
+    unknown = admin.get("/admin/jobs/nowhere")
+    assert (unknown.status_code, unknown.json()["code"]) == (404, "job-unknown")
+    faulty = admin.post("/admin/jobs", json={"purpose": "p"})
+    assert (faulty.status_code, faulty.json()["code"]) == (400, "request-invalid")
+    assert faulty.json()["remedy"]
+
+
+def test_admin_shows_the_ledger(admin):
+    ledger = admin.get("/admin/ledger").json()
+    assert ledger["size"] == len(ledger["entries"])
+    assert (
+        admin.get("/admin/ledger", params={"start": 1, "end": 2}).json()["entries"]
+        == (ledger["entries"][1:2])
+    )
+
+
+def test_the_system_does_not_trust_the_listener_without_its_ca(coordinator):
+    with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+        httpx.get(f"https://localhost:{coordinator.public_port}/health", trust_env=False)
+
+
+def test_a_second_coordinator_on_the_same_ports_is_refused(tmp_path, coordinator):
+    settings = CoordinatorSettings(
+        public_host="127.0.0.1", public_port=coordinator.public_port, admin_port=0
+    )
+    home = CoordinatorHome.create(tmp_path, settings, datetime.datetime.now(datetime.UTC))
+    with pytest.raises(CoordinatorError) as caught:
+        Coordinator(home, SmallArtifacts())
+    assert caught.value.code == "port-in-use"

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -111,7 +112,8 @@ def adapters_on(model: SmallSpeech, kind: str, rank: int = RANK) -> list[Layer]:
 
     def factors(lead: tuple[int, ...], out: int, inp: int) -> tuple[Tensor, Tensor, Tensor | None]:
         dtype = model.inp.weight.dtype
-        core = torch.randn(*lead, rank, rank, dtype=dtype) if kind == "core" else None
+        each = () if kind == "shared-core" else lead  # one core for a stack's experts, or one each
+        core = None if kind == "lora" else torch.randn(*each, rank, rank, dtype=dtype)
         return (
             torch.randn(*lead, rank, inp, dtype=dtype),
             torch.randn(*lead, out, rank, dtype=dtype) * 0.3,
@@ -187,3 +189,30 @@ def relative_error(ours: Tensor, oracle: Tensor) -> float:
     error_U = (ours - oracle).abs().amax(-1)
     scale_U = oracle.abs().amax(-1).clamp(min=torch.finfo(oracle.dtype).tiny)
     return float((error_U / scale_U).max())
+
+
+class Dense(nn.Module):
+    """Linear layers only, so that Opacus knows every one of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.q_proj = nn.Linear(WIDTH, WIDTH)
+        self.up_proj = nn.Linear(WIDTH, 20)
+        self.down_proj = nn.Linear(20, 7)
+
+    def forward(self, x):
+        x = x + functional.scaled_dot_product_attention(self.q_proj(x), x, x)
+        return self.down_proj(functional.gelu(self.up_proj(x)))
+
+
+TARGETS = ["q_proj", "up_proj", "down_proj"]
+
+
+def peft_model(base=None, **config):
+    torch.manual_seed(0)
+    config = {"r": 4, "lora_alpha": 8, "target_modules": TARGETS} | config
+    model = get_peft_model(base or Dense(), LoraConfig(**config))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.3)
+    return model

@@ -160,6 +160,13 @@ DEFECTS: dict[str, tuple[Callable[[Logs], Lines], int | None]] = {
     "header-missing": (lambda k: k.new[1:], None),
     "header-edited": (lambda k: [k.new[0].replace(b"north", b"south"), *k.new[1:]], 0),
     "header-spaced": (lambda k: [k.new[0].replace(b",", b", "), *k.new[1:]], None),
+    "header-key-of-no-algorithm": (
+        lambda k: [k.new[0].replace(b"K2VwAyEA", b"K2VzAyEA"), *k.new[1:]],
+        None,
+    ),
+    "header-not-an-object": (lambda k: [b"[]\n", *k.new[1:]], None),
+    "header-nested-without-end": (lambda k: [b"[" * 100_000 + b"\n", *k.new[1:]], None),
+    "entry-nested-without-end": (lambda k: [*k.new[:3], b"[" * 100_000 + b"\n", *k.new[4:]], 2),
     "header-with-another-key": (
         lambda k: [
             k.new[0].replace(IDENTITY.public.key_id.encode(), STRANGER.public.key_id.encode()),

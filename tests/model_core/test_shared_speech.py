@@ -1,0 +1,62 @@
+"""Real people's recordings, beside the checkout in ../shared: parity and error rate."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from model_core.audio import read_audio
+from model_core.evaluate import word_error_rate
+from model_core.features import encode_mel, log_mel
+from model_core.transcribe import Transcriber
+from model_core.upcycle import base_sha256
+from model_core.weights import load_whisper, resolve_checkpoint
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SHARED = Path(os.environ.get("AURICLE_SHARED", REPOSITORY.parent / "shared"))
+CLIPS = 16
+pytestmark = [
+    pytest.mark.shared,
+    pytest.mark.skipif(
+        not (SHARED / "speech").is_dir(),
+        reason=f"REAL SPEECH NOT TESTED: no {SHARED / 'speech'}; set AURICLE_SHARED to its folder",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def spoken():
+    lines = (SHARED / "speech" / "en.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    # Digits and signs are read aloud: what is written there is a matter of taste.
+    rows = [row for row in rows if re.fullmatch(r"[A-Za-z ,.'?!-]{20,}", row["text"])]
+    rows = rows[:: len(rows) // CLIPS][:CLIPS]
+    clips = [read_audio(SHARED / "speech" / row["audio"]) for row in rows]
+    return clips, [row["text"] for row in rows]
+
+
+def test_upcycling_keeps_outputs_and_texts_on_real_speech(tiny_dense, tiny_base, spoken):
+    clips, texts = spoken
+    worst = 0.0
+    with torch.no_grad():
+        for clip in clips:
+            mel_BMT = log_mel([clip], 30.0)
+            dense = encode_mel(tiny_dense.model.model.encoder, mel_BMT)
+            mixed = encode_mel(tiny_base.model.model.encoder, mel_BMT)
+            worst = max(worst, float((dense - mixed).abs().max()))
+    assert worst <= 1e-3
+    heard = [each.text for each in Transcriber(tiny_base).transcribe_many(clips)]
+    assert heard == [each.text for each in Transcriber(tiny_dense).transcribe_many(clips)]
+    assert word_error_rate(texts, heard) <= 0.08
+
+
+def test_wheel_and_shared_folder_are_the_same_model(tiny):
+    folder = SHARED / "models" / "whisper-tiny.en"
+    other = load_whisper(resolve_checkpoint(str(folder)))
+    assert base_sha256(other.model) == base_sha256(tiny.model)
+    assert other.rules == tiny.rules
