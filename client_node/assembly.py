@@ -11,8 +11,9 @@ from pathlib import Path
 from client_node.agent import SiteAgent
 from client_node.features import FeatureStore
 from client_node.home import SiteHome, SiteSettings
+from client_node.inference import loads_canary, transcriber_loader
 from client_node.keys import load_keys, trusted_coordinator
-from client_node.model_store import ModelStore
+from client_node.model_store import ModelStore, VerifiedRelease
 from client_node.outbox import Outbox
 from client_node.policy import SitePolicy
 from client_node.private_round import PrivateRounds, Trainer
@@ -22,7 +23,7 @@ from client_node.trainer import SpeechTrainer
 from model_core.base import SpeechBase, load_base
 from privacy.budget import Budget
 from privacy.ledger import Ledger
-from privacy.parcel import Parcel
+from privacy.parcel import Parcel, ReleaseManifest
 from privacy.random_source import RandomSource, SystemRandomSource
 from privacy.receipt import write_receipt
 from privacy.store import open_engine
@@ -41,6 +42,22 @@ class SiteParts:
     store: SiteStore
     features: FeatureStore
     source: RandomSource
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckedReleases:
+    """The model store, with the canary that every release must pass before it serves."""
+
+    models: ModelStore
+    canary: Callable[[VerifiedRelease], None]
+
+    def stage(self, statement: bytes, adapter: bytes) -> ReleaseManifest:
+        """Verify a release and keep it. Raises ReleaseError or SignatureError."""
+        return self.models.stage(statement, adapter)
+
+    def activate(self, release: str) -> VerifiedRelease:
+        """Make a kept release the one that serves. Raises what the canary raises."""
+        return self.models.activate(release, self.canary)
 
 
 def utc_now() -> datetime:
@@ -110,7 +127,12 @@ def open_agent(
         plans=PlanBook(engine),
         rounds=rounds,
         trainer=trainer,
-        releases=ModelStore(home.releases, (coordinator,), parts.base.base_sha256),
+        releases=CheckedReleases(
+            ModelStore(home.releases, (coordinator,), parts.base.base_sha256),
+            loads_canary(
+                transcriber_loader(Path(parts.settings.base_folder), parts.base.base_sha256)
+            ),
+        ),
         budget=budget,
         ledger=ledger,
         keep_receipt=keep_receipt,

@@ -63,6 +63,9 @@ REFUSAL_CODES = frozenset(
         "release-older",
         "release-missing",
         "release-pointer",
+        "adapter-malformed",
+        "adapter-target",
+        "adapter-shape",
         "release-rolled-back",
         # The node.
         "ledger-invalid",

@@ -17,17 +17,31 @@ from typing import Any, cast
 
 import httpx
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode, SubStatus
-from flwr.proto.runtime_pb2 import AcquireTaskRequest, SendTaskHeartbeatRequest
+from flwr.common.serde import context_from_proto, fab_from_proto
+from flwr.proto.node_pb2 import Node
+from flwr.proto.runtime_pb2 import (
+    AcquireTaskRequest,
+    PullAppMessagesRequest,
+    PullTaskInputRequest,
+    SendTaskHeartbeatRequest,
+)
+from flwr.supercore.fab import Fab
 from flwr.supercore.heartbeat import HeartbeatSender
+from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+    make_confirm_message_received_fn_protobuf,
+    make_pull_object_fn_protobuf,
+)
+from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
     SuperExecAuthHttpInterceptor,
 )
 from flwr.supercore.runtime import RuntimeHttpClient
-from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.supernode.runtime.run_clientapp import push_message, push_task_output
 
 from client_node.errors import RefusalError, refusal_code
 from client_node.site_log import SiteLog
@@ -37,6 +51,7 @@ MESSAGE_TYPE = "query"
 TASK_TYPE = "flwr-clientapp"
 ACQUIRE_METHOD = "/flwr.proto.Runtime/AcquireTask"
 POLL_S = 0.1
+FIRST_RETRY_S = 0.05
 COORDINATOR_KINDS = frozenset({"prepare", "round", "release"})
 
 Handle = Callable[[Parcel], Parcel]
@@ -133,13 +148,14 @@ class FlowerWorker:
         heartbeat = HeartbeatSender(_heartbeat(client))
         heartbeat.start()
         try:
-            message, context, _, bundle = pull_task_input(client)
+            message, context, bundle = _pull_task(client)
             reply = self._answer(message, bundle)
             push_message(client, reply, context)
             push_task_output(client, context, SubStatus.COMPLETED, "")
             self._log.event("task-answered", seconds=round(time.monotonic() - started, 3))
-        except (httpx.HTTPError, RuntimeError, ValueError):
+        except Exception as error:  # noqa: BLE001 - one lost task does not end the service
             self._log.event("task-lost", seconds=round(time.monotonic() - started, 3))
+            self._log.fault(error)
         finally:
             heartbeat.stop()
             client.close()
@@ -167,6 +183,35 @@ class FlowerWorker:
             root_certificates=None,
             interceptors=list(interceptors),
         )
+
+
+def _pull_task(client: RuntimeHttpClient) -> tuple[Message, Context, Fab]:
+    """Message, context and app bundle of the claimed task.
+
+    As flwr's own `pull_task_input`, but an object that the SuperNode is still fetching is asked
+    for again after `FIRST_RETRY_S` and not after a second, which would be most of a round.
+    """
+    task = client.PullTaskInput(PullTaskInputRequest())
+    context = context_from_proto(task.context)
+    TaskIdentity.task_id = task.task_id
+    TaskIdentity.run_id = task.run.run_id
+    TaskIdentity.node_id = context.node_id
+    pulled = client.PullMessages(PullAppMessagesRequest())
+    if not pulled.messages_list:
+        raise ValueError("the task has no message")
+    (tree, *_), node = pulled.message_object_trees, Node(node_id=context.node_id)
+    message = pull_and_inflate_object_from_tree(
+        tree,
+        make_pull_object_fn_protobuf(client.PullObject, node, context.run_id),
+        make_confirm_message_received_fn_protobuf(
+            client.ConfirmMessageReceived, node, context.run_id
+        ),
+        return_type=Message,
+        initial_backoff=FIRST_RETRY_S,
+    )
+    # A message does not carry its own id; it is the id of its object tree.
+    message.metadata.__dict__["_message_id"] = tree.object_id
+    return message, context, fab_from_proto(task.fab)
 
 
 def _heartbeat(client: RuntimeHttpClient) -> Callable[[], bool]:

@@ -142,13 +142,17 @@ class SiteSettings:
     def load(cls, path: Path) -> Self:
         """Read and check `site.toml`. Raises SiteError."""
         fields = read_toml(path)
-        known = {field.name: field.type for field in dataclasses.fields(cls)}
+        known = {field.name: str(field.type) for field in dataclasses.fields(cls)}
         if unknown := sorted(set(fields) - set(known)):
             raise _settings_error(f"{path} has an unknown setting: {', '.join(unknown)}")
+        for name, value in fields.items():
+            # TOML writes 1 for 1.0.
+            if type(value).__name__ not in {known[name], known[name].replace("float", "int")}:
+                raise _settings_error(f"{path}: {name} has a wrong type")
         try:
             return cls(**fields)
         except TypeError as error:
-            raise _settings_error(f"{path} lacks a setting or has one of a wrong type") from error
+            raise _settings_error(f"{path} lacks a setting") from error
 
     def save(self, path: Path) -> None:
         """Write `site.toml` atomically."""

@@ -9,6 +9,8 @@ are shortened, since they would dominate the time of a round.
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 import socket
 import subprocess
@@ -103,9 +105,16 @@ def main() -> None:
     def short_sleep(duration_s: float) -> None:
         time.sleep(min(duration_s, poll_s))
 
+    # Also an object that the coordinator is still storing is asked for again sooner than flwr does.
+    loop.pull_objects = functools.partial(loop.pull_objects, initial_backoff=poll_s)
     loop.time = types.SimpleNamespace(sleep=short_sleep, time=time.time)
     start_parent_process_monitor(int(os.environ[_PARENT_VARIABLE]))
-    flower_supernode()
+    try:
+        flower_supernode()
+    except Exception:
+        logging.getLogger(__name__).exception("the SuperNode failed")
+        # flwr leaves its API thread running, so that a failed process would look alive for ever.
+        os._exit(1)
 
 
 if __name__ == "__main__":
