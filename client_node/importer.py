@@ -29,6 +29,7 @@ class ImportReport:
         repeated: lines whose audio was the same, byte for byte, as an earlier line's.
         elsewhere: lines that name another site, left alone.
         without_consent: recordings stored and never sampled.
+        held_out: recordings kept for evaluation, never trained on.
     """
 
     recordings: int
@@ -38,6 +39,7 @@ class ImportReport:
     repeated: int
     elsewhere: int
     without_consent: int
+    held_out: int
 
 
 def measure_audio(path: Path) -> float:
@@ -91,6 +93,7 @@ def import_recordings(
         repeated=len(rows) - len(checked),
         elsewhere=len(every) - len(rows),
         without_consent=sum(not recording.consent for recording in checked),
+        held_out=sum(recording.split == "heldout" for recording in checked),
     )
 
 

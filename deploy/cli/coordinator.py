@@ -19,7 +19,7 @@ SECONDS_PER_HOUR = 3600.0
 
 
 @app.command(epilog="Example: auricle coordinator init --name coordinator.example --name 10.0.0.5")
-def init(  # noqa: PLR0917 - Typer reads options from parameters
+def init(
     home: Home = None,
     name: Annotated[
         list[str] | None,

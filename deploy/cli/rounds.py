@@ -26,7 +26,7 @@ WATCH_PERIOD_S = 1.0
 
 
 @app.command(epilog="Example: auricle round start --rounds 40 --epsilon 8 --watch")
-def start(  # noqa: PLR0917 - Typer reads options from parameters
+def start(
     home: Home = None,
     request: Annotated[
         Path | None, typer.Option(help="Job request file (TOML or JSON) over the defaults.")

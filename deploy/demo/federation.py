@@ -98,7 +98,9 @@ class Federation:
             )
         self._each(lambda site: ("join", str(self._invite(site.name))))
         reports = self._each(lambda site: ("import", str(site.manifest)))
-        self._trained_on = {name: report["train"] for name, report in reports.items()}
+        self._trained_on = {
+            name: report["recordings"] - report["held_out"] for name, report in reports.items()
+        }
 
     @property
     def recordings(self) -> int:

@@ -73,6 +73,10 @@ def _hold_out(lines: list[dict[str, Any]]) -> None:
             line["split"] = "heldout"
 
 
+def _shuffled(subject: str) -> tuple[int, str]:
+    return zlib.crc32(subject.encode()), subject
+
+
 def _line(row: ManifestRow) -> dict[str, Any]:
     line = {"audio": str(row.audio), "text": row.text, "subject": row.subject, "split": row.split}
     optional = {"language": row.language, "term": row.term, "consent": row.consent}

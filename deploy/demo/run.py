@@ -61,13 +61,21 @@ class Demo:
                 self._prepare_base(processes)
             sites = self._prepare_recordings(screen)
             recipe = self._recipe_for(sites)
-            basis = self._basis(screen, processes) if self.recordings is None else None
-            federation = self._federate(screen, processes, run_folder, sites, recipe, basis)
-            comparison = None
-            if self.compare:
-                comparison = self._federate(
-                    screen, processes, run_folder / "no-noise", sites, recipe, basis, noise=False
+            basis = None
+
+            def federate(root: Path, *, noise: bool) -> Federation:
+                return self._federate(
+                    screen=screen,
+                    processes=processes,
+                    root=root,
+                    sites=sites,
+                    recipe=recipe,
+                    basis=basis,
+                    noise=noise,
                 )
+
+            federation = federate(run_folder, noise=True)
+            comparison = federate(run_folder / "no-noise", noise=False) if self.compare else None
             return self._measure(screen, federation, comparison, sites, recipe)
 
     @property
@@ -133,17 +141,17 @@ class Demo:
 
     def _federate(
         self,
+        *,
         screen: Screen,
         processes: Processes,
         root: Path,
         sites: Sequence[Prepared],
         recipe: Recipe,
         basis: str | None,
-        *,
-        noise: bool = True,
+        noise: bool,
     ) -> Federation:
         """Found a federation, run one job, stop it; its homes stay."""
-        title = "private rounds" if noise else "the same rounds without noise, for comparison"
+        title = "Private rounds" if noise else "Same rounds without noise"
         federation = Federation(
             root,
             self._base_folder,
@@ -153,13 +161,13 @@ class Demo:
             delta=DELTA,
             unprotected=not noise,
         )
-        with screen.stage(f"Coordinator and {len(sites)} sites: keys, invites, import ({title})"):
+        with screen.stage(f"{title}: coordinator, {len(sites)} sites, keys, invites, import"):
             federation.found(PURPOSE)
             federation.reuse_features(self.folder / "features")
-        with screen.counted("Sites encode recordings", federation.recordings) as show:
+        with screen.counted(f"{title}: sites encode recordings", federation.recordings) as show:
             federation.start_sites(show)
         federation.keep_features(self.folder / "features")
-        with screen.rounds(title[0].upper() + title[1:], recipe.rounds) as show_round:
+        with screen.rounds(title, recipe.rounds) as show_round:
             federation.run_job(recipe.request(private=noise, basis=basis), show_round)
         processes.stop()
         return federation
@@ -182,11 +190,11 @@ class Demo:
         results = [
             _site_result(
                 site,
-                scores[site.setup.name],
-                noiseless.get(site.setup.name),
-                statuses[site.setup.name],
-                federation.training_seconds(site.setup.name),
-                verified[site.setup.name],
+                scores=scores[site.setup.name],
+                noiseless=noiseless.get(site.setup.name),
+                status=statuses[site.setup.name],
+                seconds=federation.training_seconds(site.setup.name),
+                verified=verified[site.setup.name],
             )
             for site in sites
         ]
@@ -207,6 +215,7 @@ class Demo:
 
 def _site_result(
     site: Prepared,
+    *,
     scores: Mapping[str, Any],
     noiseless: Mapping[str, Any] | None,
     status: Mapping[str, Any],
@@ -215,7 +224,8 @@ def _site_result(
 ) -> SiteResult:
     budget = status["budgets"][0]
     before, after = _score(scores["before"]), _score(scores["after"])
-    assert before is not None and after is not None  # a release is active: the job was released
+    assert before is not None
+    assert after is not None  # the job was released, so a release is active
     general_before, general_after = scores["general_before"], scores["general_after"]
     return SiteResult(
         name=site.setup.name,

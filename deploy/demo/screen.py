@@ -26,13 +26,16 @@ from deploy.demo.result import DemoResult, Score, SiteResult
 
 @dataclasses.dataclass(frozen=True)
 class RoundView:
-    """One look at a running job: what the progress line says."""
+    """One look at a running job: what the progress line says.
+
+    `epsilon_loc` is None for a job without noise, which guarantees nothing.
+    """
 
     round: int
     rounds: int
     sites_online: int
     updates: int
-    epsilon_loc: float
+    epsilon_loc: float | None
     epsilon_cap: float
 
 
@@ -101,10 +104,12 @@ class Screen:
 
             def show(view: RoundView) -> None:
                 nonlocal last_round
-                note = (
-                    f"sites {view.sites_online}  updates {view.updates}  "
-                    f"ε {view.epsilon_loc:.2f} of {view.epsilon_cap:.2f}"
+                spent = (
+                    "no guarantee"
+                    if view.epsilon_loc is None
+                    else f"ε {view.epsilon_loc:.2f} of {view.epsilon_cap:.2f}"
                 )
+                note = f"sites {view.sites_online}  updates {view.updates}  {spent}"
                 progress.update(task, completed=view.round, note=note)
                 if not self.console.is_terminal and view.round != last_round:
                     took_s = self._clock() - begun_s
@@ -118,37 +123,47 @@ class Screen:
         self._done(title, begun_s, f"{total} rounds ")
 
 
+_ROWS: tuple[tuple[str, Callable[[SiteResult], str]], ...] = (
+    ("terms right: base model", lambda s: _percent(s.before.terms)),
+    ("  base, terms as prompt, no training", lambda s: _terms(s.prompted)),
+    ("  private release", lambda s: _terms(s.after)),
+    ("  private release, terms as prompt", lambda s: _terms(s.after_prompted)),
+    ("  same training without noise", lambda s: _terms(s.noiseless)),
+    ("word error rate: base model", lambda s: _percent(s.before.wer)),
+    ("  base, terms as prompt, no training", lambda s: _wer(s.prompted)),
+    ("  private release", lambda s: _percent(s.after.wer)),
+    ("  private release, terms as prompt", lambda s: _wer(s.after_prompted)),
+    ("  same training without noise", lambda s: _wer(s.noiseless)),
+    ("general speech, WER: base model", lambda s: _percent(s.general_before)),
+    ("  private release", lambda s: _percent(s.general_after)),
+    ("ε_loc spent of cap", lambda s: f"{s.epsilon_loc:.2f} of {s.epsilon_cap:.2f}"),
+    ("ε_sec", lambda s: f"{s.epsilon_sec:.2f}"),
+    ("left the site", lambda s: f"{s.bytes_sent / 1e6:.2f} MB"),
+    ("time in rounds", lambda s: f"{s.seconds:.0f} s"),
+)
+
+
+def result_table(result: DemoResult) -> Table:
+    """One column a site: quality on held-out speakers and sentences, spend, bytes, seconds."""
+    table = Table(title="Held-out speakers and sentences, never trained on", title_justify="left")
+    table.add_column("")
+    for site in result.sites:
+        table.add_column(site.name, justify="right")
+    for heading, show in _ROWS:
+        table.add_row(heading, *(show(site) for site in result.sites))
+    return table
+
+
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
 
 
-def _arrow(before: Score | None, after: Score | None, field: str) -> str:
-    left = None if before is None else getattr(before, field)
-    right = None if after is None else getattr(after, field)
-    return f"{_percent(left)} → {_percent(right)}"
+def _terms(score: Score | None) -> str:
+    return _percent(score.terms if score else None)
 
 
-def result_table(result: DemoResult) -> Table:
-    """The table per site."""
-    table = Table(title="Held-out speakers and sentences, never trained on", title_justify="left")
-    table.add_column("site")
-    for heading in (
-        "terms right",
-        "same, no noise",
-        "prompt only",
-        "both",
-        "WER",
-        "WER, no noise",
-        "general WER",
-        "ε_loc of cap",
-        "ε_sec",
-        "sent",
-        "trained",
-    ):
-        table.add_column(heading, justify="right")
-    for site in result.sites:
-        table.add_row(*_row(site))
-    return table
+def _wer(score: Score | None) -> str:
+    return _percent(score.wer if score else None)
 
 
 def last_screen(result: DemoResult) -> tuple[RenderableType, ...]:
@@ -175,24 +190,4 @@ def last_screen(result: DemoResult) -> tuple[RenderableType, ...]:
         f"  auricle transcribe FILE --home {home}",
         f"  auricle ledger verify --home {result.ledger}",
         f"  auricle site serve --home {home}",
-    )
-
-
-def _row(site: SiteResult) -> tuple[str, ...]:
-    general = "-"
-    if site.general_before is not None:
-        general = f"{_percent(site.general_before)} → {_percent(site.general_after)}"
-    return (
-        site.name,
-        _arrow(site.before, site.after, "terms"),
-        _percent(site.noiseless.terms if site.noiseless else None),
-        _percent(site.prompted.terms if site.prompted else None),
-        _percent(site.after_prompted.terms if site.after_prompted else None),
-        _arrow(site.before, site.after, "wer"),
-        _percent(site.noiseless.wer if site.noiseless else None),
-        general,
-        f"{site.epsilon_loc:.2f} of {site.epsilon_cap:.2f}",
-        f"{site.epsilon_sec:.2f}",
-        f"{site.bytes_sent / 1e6:.2f} MB",
-        f"{site.seconds:.0f} s",
     )

@@ -66,7 +66,7 @@ def test_good_manifest_is_imported_and_measured(
         store,
         progress=lambda done, total: seen.append((done, total)),
     )
-    assert report == ImportReport(3, 3, 3, pytest.approx(1.5, abs=0.01), 0, 0, 0)
+    assert report == ImportReport(3, 3, 3, pytest.approx(1.5, abs=0.01), 0, 0, 0, 1)
     assert seen[-1] == (3, 3)
     (held,) = store.recordings("heldout")
     assert held.text == "take 0 tablets"
