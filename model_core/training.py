@@ -43,14 +43,15 @@ def make_example(
     text: str,
     *,
     language: str = "en",
-    term: str | None = None,
+    terms: Sequence[str] = (),
     other_weight: float = 1.0,
     max_tokens: int = 448,
 ) -> Example:
     """Tokenise a transcript for training.
 
-    Where `term` occurs in the text, its tokens weigh 1 and all others `other_weight`, so that the
-    clipped gradient is spent on what is to be learnt. A text without the term weighs 1 throughout.
+    Where any of `terms` occurs in the text, its tokens weigh 1 and all others `other_weight`, so
+    that the clipped gradient is spent on what is to be learnt. A text without any of them weighs 1
+    throughout.
 
     Raises TextError: `text-empty`, or `text-too-long` beyond the decoder's positions.
     """
@@ -63,7 +64,8 @@ def make_example(
             remedy="cut the recording and its transcript at a pause",
             code="text-too-long",
         )
-    covered = tokenizer.covers(text, term) if term else []
+    covers = [tokenizer.covers(text, term) for term in terms]
+    covered = [any(hits) for hits in zip(*covers, strict=True)]
     if any(covered):
         weights = (*(1.0 if hit else other_weight for hit in covered), other_weight)
     else:
