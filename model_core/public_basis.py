@@ -80,7 +80,7 @@ class _Moments:
 
 
 def _count_votes(moments: dict[str, _Moments], passed: dict[str, tuple[Tensor, Tensor]]) -> None:
-    """Add a batch's G_uᵀ G_u / n_u² and G_u G_uᵀ / n_u²; an utterance without gradient adds none."""
+    """Add a batch's G_uᵀ G_u / n_u² and G_u G_uᵀ / n_u²; no gradient, no vote."""
     grams = {name: (x_BTI @ x_BTI.mT, y_BTO @ y_BTO.mT) for name, (x_BTI, y_BTO) in passed.items()}
     square_B = torch.stack([(x_BTT * y_BTT).sum((1, 2)) for x_BTT, y_BTT in grams.values()]).sum(0)
     vote_B11 = torch.where(square_B > 0, 1 / square_B, 0.0)[:, None, None]
