@@ -14,13 +14,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers import WhisperForConditionalGeneration
 
 from model_core.base import SpeechBase
 from model_core.errors import TextError
 from model_core.features import encode_mel, log_mel
 from model_core.tokens import SpeechTokenizer
+from model_core.vocabulary_loss import FrozenVocabularyLoss
 
 _ENCODE_BATCH = 16
 
@@ -43,14 +43,15 @@ def make_example(
     text: str,
     *,
     language: str = "en",
-    term: str | None = None,
+    terms: Sequence[str] = (),
     other_weight: float = 1.0,
     max_tokens: int = 448,
 ) -> Example:
     """Tokenise a transcript for training.
 
-    Where `term` occurs in the text, its tokens weigh 1 and all others `other_weight`, so that the
-    clipped gradient is spent on what is to be learnt. A text without the term weighs 1 throughout.
+    Where any of `terms` occurs in the text, its tokens weigh 1 and all others `other_weight`, so
+    that the clipped gradient is spent on what is to be learnt. A text without any of them weighs 1
+    throughout.
 
     Raises TextError: `text-empty`, or `text-too-long` beyond the decoder's positions.
     """
@@ -63,7 +64,8 @@ def make_example(
             remedy="cut the recording and its transcript at a pause",
             code="text-too-long",
         )
-    covered = tokenizer.covers(text, term) if term else []
+    covers = [tokenizer.covers(text, term) for term in terms]
+    covered = [any(hits) for hits in zip(*covers, strict=True)]
     if any(covered):
         weights = (*(1.0 if hit else other_weight for hit in covered), other_weight)
     else:
@@ -105,15 +107,17 @@ def row_losses(
     """Cross-entropy of each utterance, averaged over its own targets by their weights: [B].
 
     Padding needs no attention mask: the decoder is causal and padding comes last. The vocabulary is
-    computed only where there is a target.
+    computed only where there is a target. Under `torch.autocast` the products are taken in that
+    precision, the losses in float32.
     """
     hidden_BTD = model.model.decoder(
         input_ids=ids_BT[:, :-1], encoder_hidden_states=states_BSD.float(), use_cache=False
     ).last_hidden_state
     weight_BT = weight_BT[:, 1:].to(hidden_BTD.dtype)
     rows, columns = weight_BT.nonzero(as_tuple=True)
-    logits_NV = model.proj_out(hidden_BTD[rows, columns])
-    loss_N = functional.cross_entropy(logits_NV, ids_BT[:, 1:][rows, columns], reduction="none")
+    loss_N: Tensor = FrozenVocabularyLoss.apply(  # type: ignore[no-untyped-call]
+        hidden_BTD[rows, columns], model.proj_out.weight, ids_BT[:, 1:][rows, columns]
+    )
     sums_B = torch.zeros(len(ids_BT), dtype=loss_N.dtype, device=loss_N.device)
     sums_B = sums_B.index_add(0, rows, loss_N * weight_BT[rows, columns])
     return sums_B / weight_BT.sum(1)

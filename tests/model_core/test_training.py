@@ -62,7 +62,7 @@ def test_weights_choose_the_targets(base):
 
 def test_term_tokens_weigh_one_and_the_rest_less(base):
     example = make_example(
-        base.tokenizer, "Give Metformin now.", term="metformin", other_weight=0.25
+        base.tokenizer, "Give Metformin now.", terms=("metformin",), other_weight=0.25
     )
     spelt = [token for token, w in zip(example.ids, example.weights, strict=True) if w == 1.0]
     assert base.tokenizer.decode(spelt) == "Metformin"
@@ -70,8 +70,19 @@ def test_term_tokens_weigh_one_and_the_rest_less(base):
     assert set(example.weights[2:]) == {0.25, 1.0}
 
 
+def test_several_terms_of_one_text_all_weigh_one(base):
+    example = make_example(
+        base.tokenizer,
+        "stop warfarin and metformin",
+        terms=("metformin", "escrow", "warfarin"),
+        other_weight=0.0,
+    )
+    spelt = [token for token, w in zip(example.ids, example.weights, strict=True) if w]
+    assert base.tokenizer.decode(spelt) == "warfarinmetformin"  # one token a byte
+
+
 def test_text_without_the_term_weighs_one_throughout(base):
-    example = make_example(base.tokenizer, "metformine", term="metformin", other_weight=0.25)
+    example = make_example(base.tokenizer, "metformine", terms=("metformin",), other_weight=0.25)
     assert set(example.weights[2:]) == {1.0}
 
 
