@@ -45,7 +45,7 @@ def basis_from_public(
             base.tokenizer,
             row.text,
             language=row.language or "en",
-            terms=(row.term,) if row.term else (),
+            terms=row.terms,
             other_weight=request.get("context_weight", 1.0),
         )
         for row in rows
