@@ -22,19 +22,19 @@ from client_node.store import Recording
 from model_core.audio import read_audio
 from model_core.base import SpeechBase
 from model_core.errors import AudioError
-from model_core.features import MARGIN_S, MAX_WINDOW_S
+from model_core.features import MAX_WINDOW_S
 from model_core.training import encode
 
-WINDOW_STEP_S = 2
+MARGIN_S = 1.0  # teacher forcing needs no room to hear the end, as decoding does
+MIN_WINDOW_S = 4.0
 RECORDINGS_PER_SHARD = 64
 Progress = Callable[[int, int], None]
 """Called with (done, total) recordings."""
 
 
 def window_for(duration_s: float) -> float:
-    """Window of a clip: the clip and the margin, rounded up so that clips of like length batch."""
-    steps = math.ceil((duration_s + MARGIN_S) / WINDOW_STEP_S)
-    return min(float(steps * WINDOW_STEP_S), MAX_WINDOW_S)
+    """Window of a clip: the clip and the margin, in whole seconds so that like clips batch."""
+    return min(max(float(math.ceil(duration_s + MARGIN_S)), MIN_WINDOW_S), MAX_WINDOW_S)
 
 
 class FeatureStore:

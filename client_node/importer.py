@@ -109,7 +109,7 @@ def _check(row: ManifestRow, measure: MeasureAudio) -> NewRecording:
         split=row.split,
         language=row.language,
         duration_s=duration_s,
-        term=row.term,
+        terms=row.terms,
         consent=row.consent,
     )
 

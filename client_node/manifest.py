@@ -2,7 +2,8 @@
 
 Columns: `audio` (path, relative to the manifest), `text`, `subject` are required; `split` ("train",
 the default, or "heldout"), `site`, `language`, `duration_s`, `consent` (true by default: handing a
-recording over is the site's statement of consent) and `term` are optional. Every fault is found
+recording over is the site's statement of consent) and `terms` (the site's terms said in it, a list
+or text with semicolons between) are optional. Every fault is found
 before anything is imported, and named by its line.
 """
 
@@ -19,7 +20,7 @@ from client_node.errors import ManifestError
 from client_node.store import Split
 
 REQUIRED = ("audio", "text", "subject")
-OPTIONAL = ("split", "site", "language", "duration_s", "consent", "term")
+OPTIONAL = ("split", "site", "language", "duration_s", "consent", "terms")
 FAULTS_SHOWN = 10
 _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 _REMEDIES = {
@@ -58,7 +59,7 @@ class ManifestRow:
     site: str | None
     language: str | None
     consent: bool
-    term: str | None
+    terms: tuple[str, ...]
 
 
 class _LineError(ValueError):
@@ -142,7 +143,7 @@ def _row(line: int, fields: Any, folder: Path) -> ManifestRow:
         site=_optional_text(fields, "site"),
         language=_optional_text(fields, "language"),
         consent=_consent(fields.get("consent", True)),
-        term=_optional_text(fields, "term"),
+        terms=_terms(fields.get("terms")),
     )
 
 
@@ -182,6 +183,17 @@ def _consent(value: Any) -> bool:
     if not isinstance(value, bool):
         raise _LineError("manifest-value", "consent is neither true nor false")
     return value
+
+
+def _terms(value: Any) -> tuple[str, ...]:
+    """A list of terms, or text with semicolons between them. Each must stand in the manifest's own
+    line: which terms weigh in a recording's loss must depend on that recording's subject alone."""
+    if value is None:
+        return ()
+    parts = value.split(";") if isinstance(value, str) else value
+    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+        raise _LineError("manifest-value", "terms is neither a list of text nor text")
+    return tuple(part.strip() for part in parts if part.strip())
 
 
 def _audio(folder: Path, name: str) -> Path:

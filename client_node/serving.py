@@ -42,7 +42,7 @@ def evaluate_site(
     engine = open_engine(home.database_url)
     recordings = SiteStore(engine).recordings()
     engine.dispose()
-    terms = sorted({recording.term for recording in recordings if recording.term})
+    terms = sorted({term for recording in recordings for term in recording.terms})
     held_out = [
         HeldOut(Path(recording.path), recording.text)
         for recording in recordings

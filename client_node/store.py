@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Collection, Iterable, Sequence
 from typing import Literal
 
-from sqlalchemy import Engine, ForeignKey, Select, func, select
+from sqlalchemy import JSON, Engine, ForeignKey, Select, func, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from client_node.errors import SiteError
@@ -47,7 +47,7 @@ class RecordingRow(Base):
     split: Mapped[str]
     language: Mapped[str | None]
     duration_s: Mapped[float]
-    term: Mapped[str | None]
+    terms: Mapped[list[str]] = mapped_column(JSON)
 
 
 class PlanRow(Base):
@@ -85,7 +85,7 @@ class NewRecording:
     split: Split
     language: str | None
     duration_s: float
-    term: str | None
+    terms: tuple[str, ...]
     consent: bool
 
 
@@ -101,7 +101,7 @@ class Recording:
     split: str
     language: str | None
     duration_s: float
-    term: str | None
+    terms: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +137,7 @@ class SiteStore:
                 row.path, row.text = recording.path, recording.text
                 row.subject_id = subjects[recording.subject].id
                 row.split, row.language = recording.split, recording.language
-                row.duration_s, row.term = recording.duration_s, recording.term
+                row.duration_s, row.terms = recording.duration_s, list(recording.terms)
             return added
 
     def placements(self) -> dict[str, tuple[str, str]]:
@@ -223,7 +223,9 @@ class SiteStore:
         names = [field.name for field in dataclasses.fields(Recording)]
         with reading(self.engine) as session:
             return [
-                Recording(**{name: getattr(row, name) for name in names})
+                Recording(
+                    **{name: getattr(row, name) for name in names} | {"terms": tuple(row.terms)}
+                )
                 for row in session.scalars(query)
             ]
 

@@ -139,7 +139,7 @@ class SpeechTrainer:
                 self._base.tokenizer,
                 recording.text,
                 language=recording.language or DEFAULT_LANGUAGE,
-                term=recording.term,
+                terms=recording.terms,
                 other_weight=context_weight,
             )
         except TextError:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from deploy.cli.homes import coordinator_root, existing_coordinator
-from deploy.cli.output import Home, Json, emit, table
+from deploy.cli.output import Home, Json, emit, progress_console, table
 
 app = typer.Typer(
     help="The side that plans rounds, sums updates and signs releases.", no_args_is_help=True
@@ -166,3 +168,44 @@ def restore(
     with AdminClient(*admin_address(existing_coordinator(home))) as admin:
         admin.post(f"/admin/sites/{site}/restore", {})
     emit({"site": site, "restored": True}, f"{site} takes part again.", as_json=as_json)
+
+
+@app.command(epilog="Example: auricle coordinator basis public.jsonl --out basis.safetensors")
+def basis(
+    manifest: Annotated[Path, typer.Argument(help="Public recordings: audio, text, subject, …")],
+    out: Annotated[
+        Path, typer.Option(help="File to write; name it as adapter.basis in a request.")
+    ],
+    request: Annotated[
+        Path | None, typer.Option(help="Job request whose adapter it is for, over the defaults.")
+    ] = None,
+    base_folder: Annotated[
+        Path | None, typer.Option(help="The prepared base; without it, the home's.")
+    ] = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Make an adapter's frozen basis from public recordings, never from a site's.
+
+    The directions that such speech moves the model in make a small core learn more under noise.
+    """
+    from deploy.basis import basis_from_public
+    from deploy.recipe import job_request
+
+    folder = base_folder or existing_coordinator(home) / "base"
+    columns = (TextColumn("Encoding recordings"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=progress_console(), transient=True) as progress:
+        task = progress.add_task("encode", total=None)
+        data = basis_from_public(
+            manifest,
+            folder,
+            job_request(request, {}),
+            lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    out.write_bytes(data)
+    digest = hashlib.sha256(data).hexdigest()
+    emit(
+        {"file": out.absolute(), "sha256": digest, "size_bytes": len(data)},
+        f"{out}: {len(data)} bytes, SHA-256 {digest}",
+        as_json=as_json,
+    )

@@ -2,7 +2,7 @@
 
 Three splits share no voice variant: speakers who train, held-out speakers (whose sentences are
 never trained on either), and public speakers, who say other terms and other sentences and belong to
-nobody. Everything is a deterministic function of site, split and number.
+no site. Everything is a deterministic function of site, split and number.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import soundfile as sf
 import soxr
@@ -24,6 +24,7 @@ from deploy.demo.espeak import RATE_HZ, Espeak, Voice
 
 SAMPLE_RATE_HZ = 16_000
 CHUNK = 64
+QUESTION_WORDS = frozenset({"is", "what", "how", "can", "do"})
 Split = Literal["train", "heldout", "public"]
 
 
@@ -39,12 +40,12 @@ class Institution:
 
 @dataclasses.dataclass(frozen=True)
 class Utterance:
-    """One recording to make. `term` is None for a general sentence."""
+    """One recording to make, and the terms said in it (none in a general sentence)."""
 
     subject: str
     split: Split
     text: str
-    term: str | None
+    terms: tuple[str, ...]
     voice: Voice
 
 
@@ -52,80 +53,84 @@ INSTITUTIONS = (
     Institution(
         "st-mary-hospital",
         (
-            *("metformin", "atorvastatin", "lisinopril", "amlodipine", "omeprazole"),
-            *("clopidogrel", "furosemide", "apixaban", "gabapentin", "sertraline"),
+            *("metformin", "lisinopril", "omeprazole", "furosemide", "apixaban", "gabapentin"),
             *("warfarin", "carvedilol"),
         ),
         (
             *("start {t} today", "please refill the {t}", "she takes {t} at night"),
             *("stop the {t} on friday", "he was given {t} again", "no more {t} after lunch"),
-            *("we changed to {t}", "is the {t} helping you", "two doses of {t} daily"),
-            *("{t} was ordered this morning", "his {t} level is high", "continue {t} until monday"),
+            *("we changed to {t}", "two doses of {t} daily", "continue {t} until monday"),
+            *("is she taking {t} now",),
         ),
         (
-            *("the doctor prescribed {t} yesterday", "how much {t} does he need"),
-            *("give her the {t} with water", "{t} made me feel sick"),
+            *("the doctor prescribed {t} yesterday", "give her the {t} with water"),
+            *("you can take {t} with food", "the nurse forgot his {t}"),
         ),
     ),
     Institution(
         "riverside-hospital",
         (
-            *("cholecystectomy", "thoracentesis", "bronchoscopy", "laparoscopy", "appendectomy"),
-            *("splenomegaly", "pneumothorax", "diverticulitis", "craniotomy", "tracheostomy"),
-            *("angioplasty", "atelectasis"),
+            *("thoracentesis", "bronchoscopy", "laparoscopy", "appendectomy", "craniotomy"),
+            *("tracheostomy", "angioplasty", "atelectasis"),
         ),
         (
             *("schedule the {t} today", "she needs a {t} soon", "the scan shows {t}"),
-            *("he had {t} last year", "{t} was done this morning", "no sign of {t} now"),
-            *("we talked about {t}", "is the {t} over", "the notes mention {t} twice"),
-            *("plan for {t} on friday", "there was {t} on the left", "the {t} went well"),
+            *("he had {t} last year", "no sign of {t} now", "we talked about {t}"),
+            *("the notes mention {t} twice", "plan for {t} on friday"),
+            *("there was {t} on the left", "she asked for {t} again"),
         ),
         (
             *("the surgeon explained {t} to him", "they found {t} in the patient"),
-            *("what are the risks of {t}", "{t} is planned for tuesday"),
+            *("her {t} is planned for tuesday", "the team discussed {t} at noon"),
         ),
     ),
     Institution(
         "harbour-bank",
         (
-            *("escrow", "subordinated debenture", "chargeback", "amortization", "overdraft"),
-            *("annuity", "promissory note", "securitization", "swaption", "novation"),
-            *("clawback", "drawdown"),
+            *("escrow", "chargeback", "amortization", "overdraft", "annuity", "securitization"),
+            *("swaption", "novation"),
         ),
         (
-            *("open the {t} today", "please check the {t} again", "the {t} was late"),
-            *("we talked about {t}", "he asked for {t} twice", "no more {t} this year"),
-            *("is the {t} ready", "{t} was approved this morning", "send me the {t} form"),
-            *("the bank offers {t} now", "her {t} ends on friday", "two questions about {t}"),
+            *("open the {t} today", "please check the {t} again", "we talked about {t}"),
+            *("he asked for {t} twice", "no more {t} this year", "send me the {t} form"),
+            *("the bank offers {t} now", "two questions about {t}", "she needs the {t} soon"),
+            *("explain the {t} on friday",),
         ),
         (
-            *("the client wants {t} explained", "what does {t} cost us"),
-            *("i read about {t} in the letter", "{t} must be paid in march"),
+            *("the client wants {t} explained", "i read about {t} in the letter"),
+            *("the {t} must be paid in march", "our branch handles {t} every day"),
         ),
     ),
 )
 
 PUBLIC_TERMS = (
-    *("rivaroxaban", "tamsulosin", "levothyroxine", "ondansetron", "enoxaparin", "bisoprolol"),
-    *("duloxetine", "spironolactone", "pantoprazole", "quetiapine", "methotrexate"),
-    *("empagliflozin", "semaglutide", "sitagliptin", "tacrolimus", "ticagrelor", "dabigatran"),
-    *("levetiracetam", "lamotrigine", "mirtazapine", "montelukast", "budesonide", "tiotropium"),
-    *("ceftriaxone", "vancomycin", "losartan", "allopurinol", "nifedipine", "valsartan"),
-    *("paracentesis", "hepatomegaly", "hydronephrosis", "cholangitis", "pyelonephritis"),
-    *("laminectomy", "colectomy", "nephrectomy", "thrombectomy", "arthroplasty", "lithotripsy"),
-    *("sclerotherapy", "bacteremia", "tachypnea", "hemoptysis", "epistaxis", "papilledema"),
-    *("nystagmus", "ureteroscopy", "cystoscopy", "hysterectomy", "mastectomy", "empyema"),
-    *("ileostomy", "hematuria", "stenosis", "thyroidectomy", "remittance", "arrears"),
-    *("fiduciary", "mezzanine loan", "bullet repayment", "forbearance", "garnishment"),
-    *("encumbrance", "subrogation", "indemnity", "hypothecation", "demurrage", "moratorium"),
-    *("tranche", "escheat", "contango", "sinking fund", "bancassurance", "estoppel"),
-    *("defeasance", "mortgagee", "collateral", "accrual", "bookrunner", "indenture"),
+    *("atorvastatin", "amlodipine", "rivaroxaban", "clopidogrel", "tamsulosin", "levothyroxine"),
+    *("ondansetron", "enoxaparin", "bisoprolol", "duloxetine", "spironolactone", "pantoprazole"),
+    *("quetiapine", "methotrexate", "empagliflozin", "semaglutide", "sitagliptin"),
+    *("dapagliflozin", "adalimumab", "pembrolizumab", "tacrolimus", "ticagrelor", "dabigatran"),
+    *("levetiracetam", "lamotrigine", "mirtazapine", "escitalopram", "venlafaxine"),
+    *("montelukast", "salbutamol", "budesonide", "tiotropium", "piperacillin", "ceftriaxone"),
+    *("vancomycin", "sertraline", "losartan", "allopurinol", "nifedipine", "valsartan"),
+    *("cholecystectomy", "paracentesis", "pericardiocentesis", "splenomegaly", "hepatomegaly"),
+    *("hydronephrosis", "pneumothorax", "diverticulitis", "cholangitis", "pyelonephritis"),
+    *("laminectomy", "colectomy", "nephrectomy", "thrombectomy", "endarterectomy"),
+    *("arthroplasty", "lithotripsy", "sclerotherapy", "bacteremia", "tachypnea", "dyspnea"),
+    *("hemoptysis", "epistaxis", "ascites", "petechiae", "papilledema", "nystagmus"),
+    *("dysarthria", "ureteroscopy", "cystoscopy", "hysterectomy", "mastectomy", "pleurodesis"),
+    *("empyema", "ileostomy", "colostomy", "osteotomy", "hematuria", "stenosis", "thyroidectomy"),
+    *("debenture", "subordinated debenture", "remittance", "arrears", "fiduciary"),
+    *("promissory note", "mezzanine loan", "bullet repayment", "forbearance", "garnishment"),
+    *("lien", "encumbrance", "subrogation", "indemnity", "hypothecation", "demurrage"),
+    *("moratorium", "tranche", "clawback", "escheat", "contango", "nostro account"),
+    *("vostro account", "sinking fund", "bancassurance", "rehypothecation", "estoppel"),
+    *("defeasance", "mortgagee", "drawdown", "collateral", "accrual", "bookrunner", "usufruct"),
+    *("acceptor", "cheque guarantee", "direct debit", "standing order", "indenture"),
 )
 PUBLIC_SENTENCES = (
-    *("i said {t} yesterday", "the word is {t}", "they wrote about {t}", "what about {t} then"),
-    *("{t} is on the list", "tell me more about {t}", "my sister knows {t}"),
-    *("this page is about {t}", "we need the {t} tomorrow", "they want a {t} here"),
-    *("her {t} is new", "do not forget the {t}", "the {t} came first"),
+    *("i said {t} yesterday", "the words are {t}", "they wrote about {t}", "what about {t} then"),
+    *("tell me more about {t}", "my sister knows {t}", "this page is about {t}"),
+    *("we need the {t} tomorrow", "they want {t} here", "her {t} is new"),
+    *("do not forget the {t}", "he spoke of {t} for an hour"),
 )
 GENERAL_SENTENCES = (
     *("the meeting will start on monday morning", "please call the office before nine"),
@@ -141,36 +146,36 @@ GENERAL_SENTENCES = (
 )
 
 LANGUAGES = ("en-us", "en-us", "en-us", "en", "en-gb-x-rp", "en-us-nyc")
-# Variants whose general sentences the base model hears well, so that what is left to learn is the
-# vocabulary and not the timbre. Every fifth is held out; of the rest every fourth is public.
-_VARIANTS = (
-    *("Mike", "Nguyen", "Reed", "m3", "steph", "victor", "Annie"),
-    *("Diogo", "Henrique", "Hugo", "m1", "miguel", "quincy", "rob"),
-    *("steph3", "Alex", "f3", "f4", "m5", "m6", "m7"),
-    *("steph2", "adam", "iven4", "michel", "Michael", "anika", "aunty"),
-    *("edward2", "john", "klatt3", "m2", "m8", "max", "sandro"),
-    *("Gene", "david", "ed", "edward", "f2", "grandpa", "klatt4"),
-    *("mike2", "pablo", "pedro", "travis", "Denis", "Marco", "belinda"),
-    *("linda", "paul", "announcer", "antonio", "f1", "f5", "klatt"),
-    *("benjamin", "zac"),
-)
-_SEEN = tuple(variant for number, variant in enumerate(_VARIANTS) if number % 5 != 3)
+# Variants whose general sentences the base model hears with a word error rate of at most 20 %, so
+# that what is left to learn is the vocabulary and not the timbre.
 VARIANTS: dict[Split, tuple[str, ...]] = {
-    "heldout": _VARIANTS[3::5],
-    "public": _SEEN[1::4],
-    "train": tuple(variant for number, variant in enumerate(_SEEN) if number % 4 != 1),
+    "train": (
+        *("Mike", "Nguyen", "victor", "Annie", "Hugo", "m1", "miguel", "Alex", "f3", "m6", "m7"),
+        *("steph2", "Michael", "anika", "john", "klatt3", "m2", "Gene", "david", "f2", "grandpa"),
+        *("klatt4", "travis", "Denis", "linda", "paul"),
+    ),
+    "heldout": (*("Reed", "Diogo", "quincy", "f4", "adam", "aunty", "m8", "ed", "mike2", "Marco"),),
+    "public": (
+        *("m3", "Henrique", "rob", "m5", "iven4", "edward2", "max", "edward", "pablo", "belinda"),
+    ),
 }
 
 
 def site_utterances(site: Institution, split: Split, count: int) -> Iterator[Utterance]:
-    """`count` speakers of a site, one recording each, terms in rotation."""
+    """`count` speakers of a site, one recording each, terms in rotation.
+
+    Who trains names two terms; of the held-out every other names one.
+    """
     sentences = site.train_sentences if split == "train" else site.heldout_sentences
     for number in range(count):
         source = _source(site.name, split, number)
         voice = _voice(source, split)
-        term = site.terms[number % len(site.terms)]
-        text = _written(source.choice(sentences).format(t=term))
-        yield Utterance(f"{site.name}-{split}-{number:05d}", split, text, term, voice)
+        at = number % len(site.terms)
+        other = (at + 1 + source.randrange(len(site.terms) - 1)) % len(site.terms)
+        both = split == "train" or number % 2 == 1
+        terms = (site.terms[at], site.terms[other]) if both else (site.terms[at],)
+        text = _written(source.choice(sentences).format(t=_said(source, terms)))
+        yield Utterance(f"{site.name}-{split}-{number:05d}", split, text, terms, voice)
 
 
 def general_utterances(split: Split, count: int) -> Iterator[Utterance]:
@@ -179,18 +184,17 @@ def general_utterances(split: Split, count: int) -> Iterator[Utterance]:
         source = _source("general", split, number)
         voice = _voice(source, split)
         text = _written(GENERAL_SENTENCES[number % len(GENERAL_SENTENCES)])
-        yield Utterance(f"general-{split}-{number:05d}", split, text, None, voice)
+        yield Utterance(f"general-{split}-{number:05d}", split, text, (), voice)
 
 
 def public_utterances(count: int) -> Iterator[Utterance]:
-    """`count` public speakers; every fifth says a general sentence."""
+    """`count` public speakers, two public terms each."""
     for number in range(count):
         source = _source("public", number)
         voice = _voice(source, "public")
-        term = None if number % 5 == 0 else PUBLIC_TERMS[number % len(PUBLIC_TERMS)]
-        sentence = source.choice(GENERAL_SENTENCES if term is None else PUBLIC_SENTENCES)
-        text = _written(sentence.format(t=term))
-        yield Utterance(f"public-{number:05d}", "public", text, term, voice)
+        terms = (PUBLIC_TERMS[number % len(PUBLIC_TERMS)], source.choice(PUBLIC_TERMS))
+        text = _written(source.choice(PUBLIC_SENTENCES).format(t=_said(source, terms)))
+        yield Utterance(f"public-{number:05d}", "public", text, terms, voice)
 
 
 def synthesise(utterances: Sequence[Utterance], folder: Path, workers: int) -> Iterator[int]:
@@ -236,14 +240,14 @@ def _espeak() -> Espeak:
     return _SPEAKER[0]
 
 
-def _manifest_line(utterance: Utterance) -> dict[str, str]:
-    line = {
+def _manifest_line(utterance: Utterance) -> dict[str, Any]:
+    return {
         "audio": _audio_name(utterance),
         "text": utterance.text,
         "subject": utterance.subject,
         "split": "heldout" if utterance.split == "heldout" else "train",
+        "terms": utterance.terms,
     }
-    return line if utterance.term is None else {**line, "term": utterance.term}
 
 
 def _audio_name(utterance: Utterance) -> str:
@@ -254,10 +258,14 @@ def _voice(source: random.Random, split: Split) -> Voice:
     return Voice(
         language=source.choice(LANGUAGES),
         variant=source.choice(VARIANTS[split]),
-        speed=source.randint(148, 182),
+        speed=source.randint(148, 178),
         pitch=source.randint(30, 70),
         pitch_range=source.randint(35, 65),
     )
+
+
+def _said(source: random.Random, terms: Sequence[str]) -> str:
+    return f" {source.choice(('and', 'or'))} ".join(terms)
 
 
 def _source(*key: object) -> random.Random:
@@ -266,4 +274,5 @@ def _source(*key: object) -> random.Random:
 
 
 def _written(sentence: str) -> str:
-    return f"{sentence[0].upper()}{sentence[1:]}."
+    asks = sentence.split(maxsplit=1)[0] in QUESTION_WORDS
+    return f"{sentence[0].upper()}{sentence[1:]}{'?' if asks else '.'}"

@@ -24,16 +24,16 @@ class Recipe:
         epsilon: target ε_loc of the whole job.
     """
 
-    subjects: int = 3000
+    subjects: int = 2000
     heldout: int = 48
     general: int = 20
     public: int = 600
-    sampling_rate: float = 0.05
+    sampling_rate: float = 0.075
     rounds: int = 24
     epsilon: float = EPSILON_CAP
-    clipping_norm: float = 2.0
-    learning_rate: float = 0.012
-    context_weight: float = 0.2
+    clipping_norm: float = 9.5
+    learning_rate: float = 0.03
+    context_weight: float = 0.1
     rank: int = 16
     target_modules: tuple[str, ...] = (
         r"decoder\.layers\.[23]\.self_attn\.(q|v|out)_proj",

@@ -79,7 +79,7 @@ def _shuffled(subject: str) -> tuple[int, str]:
 
 def _line(row: ManifestRow) -> dict[str, Any]:
     line = {"audio": str(row.audio), "text": row.text, "subject": row.subject, "split": row.split}
-    optional = {"language": row.language, "term": row.term, "consent": row.consent}
+    optional = {"language": row.language, "terms": list(row.terms), "consent": row.consent}
     return line | {name: value for name, value in optional.items() if value is not None}
 
 

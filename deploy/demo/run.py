@@ -61,7 +61,7 @@ class Demo:
                 self._prepare_base(processes)
             sites = self._prepare_recordings(screen)
             recipe = self._recipe_for(sites)
-            basis = None
+            basis = self._basis(screen, processes) if self.recordings is None else None
 
             def federate(root: Path, *, noise: bool) -> Federation:
                 return self._federate(

@@ -199,7 +199,7 @@ class Site:
             split="train",
             language="en",
             duration_s=seconds,
-            term=None,
+            terms=(),
             consent=True,
         )
         store.add([dataclasses.replace(recording, **fields)])

@@ -12,6 +12,7 @@ import soundfile
 
 from client_node.errors import ManifestError
 from client_node.importer import ImportReport, import_recordings
+from client_node.manifest import read_manifest
 from client_node.store import SiteStore
 from privacy.store import open_engine
 
@@ -219,3 +220,19 @@ def test_consent_once_refused_is_not_given_back_by_an_import(
     assert len(store.trainable_subjects()) == 1
     assert [r.text for r in store.recordings("train")] == ["take 2 tablets"]
     assert list(store.training_recordings([1, 2, 3])) == store.trainable_subjects()
+
+
+@pytest.mark.parametrize("terms", [["met", "war farin"], "met; war farin", "met;war farin;"])
+def test_terms_are_a_list_or_text_with_semicolons(tmp_path: Path, terms: object) -> None:
+    line = {"audio": "a.wav", "text": "met and war farin", "subject": "p", "terms": terms}
+    (tmp_path / "a.wav").write_bytes(b"RIFF")
+    (tmp_path / "m.jsonl").write_text(json.dumps(line))
+    assert read_manifest(tmp_path / "m.jsonl")[0].terms == ("met", "war farin")
+
+
+def test_terms_that_are_not_text_are_refused(tmp_path: Path) -> None:
+    line = {"audio": "a.wav", "text": "met", "subject": "p", "terms": [1]}
+    (tmp_path / "a.wav").write_bytes(b"RIFF")
+    (tmp_path / "m.jsonl").write_text(json.dumps(line))
+    with pytest.raises(ManifestError, match="terms"):
+        read_manifest(tmp_path / "m.jsonl")

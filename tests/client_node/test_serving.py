@@ -37,7 +37,7 @@ def released(site: Site, coordinator: Coordinator, base: SpeechBase) -> bytes:
 
 
 def clip_of(site: Site) -> Path:
-    site.record("speaker", "words", name="tone", split="heldout", term="words")
+    site.record("speaker", "words", name="tone", split="heldout", terms=("words",))
     (clip,) = site.home.root.glob("tone-*.wav")
     return clip
 
