@@ -93,7 +93,8 @@ class Story:
     """The federation in `root` and what is done to it, act by act."""
 
     root: Path
-    processes: Processes
+    server: Processes
+    sites: Processes
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -148,10 +149,10 @@ class Story:
 
     def start(self, name: str, home: Path) -> None:
         """Start a role's long-lived process."""
-        role = "coordinator" if name == "coordinator" else "site"
+        serves = name == "coordinator"
+        owner, role = (self.server, "coordinator") if serves else (self.sites, "site")
         log = self.root / "logs" / f"{name}.log"
-        command = auricle(role, "start", "--home", home)
-        self.running[name] = self.processes.start(name, command, log)
+        self.running[name] = owner.start(name, auricle(role, "start", "--home", home), log)
 
     def kill_coordinator(self) -> None:
         """SIGKILL: nothing is said or saved."""
@@ -228,7 +229,8 @@ def tell(story: Story, proxy: RecordingProxy, outcome: dict[str, Any]) -> None:
     with story.act("over the cap"):
         outcome["over_cap"] = story.end_of(story.job(40))
     with story.act("stop"):
-        story.processes.stop()
+        story.sites.stop()  # first: a SuperNode that finds its coordinator gone tries for long
+        story.server.stop()
     outcome["exit_statuses"] = {n: r.process.returncode for n, r in story.running.items()}
 
 
@@ -249,8 +251,8 @@ def main(root: Path, *, isolated: bool) -> None:
     outcome: dict[str, Any] = {"isolated": isolated}
     if isolated:
         raise_loopback()
-    with Processes(os.environ) as processes:
-        story = Story(root, processes)
+    with Processes(os.environ) as server, Processes(os.environ) as sites:
+        story = Story(root, server, sites)
         with story.act("found"):
             story.found()
         with RecordingProxy(story.port, *proxy_credential(story.home), story.home.ca_file) as proxy:

@@ -10,6 +10,8 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from client_node.home import SiteHome
 from model_core.nano import write_nano_checkpoint
 from tests.e2e.conftest import ROOT, marked_processes, watched_environment
@@ -31,6 +33,7 @@ def write_recordings(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_terminated_demo_leaves_no_process_behind(tmp_path: Path) -> None:
     watch = tmp_path / "watch.log"
     recordings = write_recordings(tmp_path / "recordings")
