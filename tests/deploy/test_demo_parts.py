@@ -10,8 +10,10 @@ import pytest
 from rich.console import Console
 
 from deploy.demo.corpus import (
+    HELDOUT_GENERAL,
     INSTITUTIONS,
     PUBLIC_TERMS,
+    TRAIN_GENERAL,
     VARIANTS,
     public_utterances,
     site_utterances,
@@ -60,6 +62,7 @@ def test_no_voice_variant_sentence_or_term_crosses_a_split() -> None:
         assert not set(site.terms) & set(PUBLIC_TERMS)
         trained = {utterance.text for utterance in site_utterances(site, "train", 300)}
         assert not trained & {u.text for u in site_utterances(site, "heldout", 300)}
+    assert not set(TRAIN_GENERAL) & set(HELDOUT_GENERAL)
     spoken = {term for utterance in public_utterances(400) for term in utterance.terms}
     assert not spoken & {term for site in INSTITUTIONS for term in site.terms}
 
