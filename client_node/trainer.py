@@ -64,14 +64,21 @@ class SpeechTrainer:
         store: SiteStore,
         features: FeatureStore,
         source: RandomSource,
+        *,
         rows_per_step: int,
+        bfloat16: bool,
     ) -> None:
-        """`rows_per_step` recordings go through the decoder together: memory, not mathematics."""
+        """`rows_per_step` recordings go through the decoder together: memory, not mathematics.
+
+        `bfloat16` computes the frozen model in that type; the engine keeps adapters, gradients,
+        clipping and noise in full precision, so the sensitivity bound is the same.
+        """
         self._base = base
         self._store = store
         self._features = features
         self._source = source
         self._rows_per_step = rows_per_step
+        self._bfloat16 = bfloat16
         self._attached: _Attached | None = None
 
     @property
@@ -167,7 +174,8 @@ class SpeechTrainer:
         examples = [row.example for row in batch]
         ids_BT, mask_BT = collate(examples, pad=self._base.tokenizer.end)
         model = adapter.peft_model.get_base_model()
-        losses_B = row_losses(model, states_BSD, ids_BT, mask_BT)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._bfloat16):
+            losses_B = row_losses(model, states_BSD, ids_BT, mask_BT).float()
         return losses_B * torch.tensor([row.share for row in batch])
 
     def _attach(self, plan: RoundPlan, basis: bytes) -> _Attached:
