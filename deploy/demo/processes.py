@@ -13,14 +13,14 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from privacy.errors import AuricleError
 
-STOP_GRACE_S = 10.0
+STOP_GRACE_S = 30.0  # a site ends the round that it is in
 LOG_TAIL_LINES = 12
 
 
@@ -175,14 +175,19 @@ def _last_object(output: bytes) -> dict[str, Any] | None:
 
 
 @contextlib.contextmanager
-def terminate_on_signals() -> Iterator[None]:
-    """Turn SIGTERM into KeyboardInterrupt, so that both end through the same clean path."""
+def interrupt_on_signals() -> Iterator[None]:
+    """SIGTERM and SIGINT both raise KeyboardInterrupt, so that both end through the same path.
+
+    SIGINT too: a shell without job control starts its background commands with it ignored.
+    """
 
     def interrupt(_number: int, _frame: object) -> None:
         raise KeyboardInterrupt
 
-    previous: Callable[..., Any] | int | None = signal.signal(signal.SIGTERM, interrupt)
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    previous = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
