@@ -234,9 +234,7 @@ def tell(story: Story, proxy: RecordingProxy, outcome: dict[str, Any]) -> None:
 
 def proxy_credential(home: CoordinatorHome) -> tuple[Path, Path]:
     """A server certificate for the proxy, from the federation's own CA."""
-    authority = Credential(
-        home.ca_file.read_bytes(), home.ca_file.with_suffix(".key").read_bytes()
-    )
+    authority = Credential(home.ca_file.read_bytes(), home.ca_file.with_suffix(".key").read_bytes())
     made = make_server(authority, ["localhost"], datetime.now(UTC))
     folder = home.root.parent / "proxy"
     folder.mkdir()
