@@ -21,7 +21,6 @@ from client_node.site_log import SiteLog
 from client_node.store import PlanBook, SiteStore
 from client_node.trainer import SpeechTrainer
 from model_core.base import SpeechBase, load_base
-from model_core.training import has_fast_bfloat16
 from privacy.budget import Budget
 from privacy.ledger import Ledger
 from privacy.parcel import Parcel, ReleaseManifest
@@ -85,15 +84,8 @@ def open_parts(home: SiteHome, source: RandomSource | None = None) -> SiteParts:
 
 def speech_trainer(parts: SiteParts) -> Trainer:
     """The trainer of real rounds."""
-    settings = parts.settings
-    automatic = settings.precision == "auto" and has_fast_bfloat16()
     return SpeechTrainer(
-        parts.base,
-        parts.store,
-        parts.features,
-        parts.source,
-        rows_per_step=settings.rows_per_step,
-        bfloat16=automatic or settings.precision == "bfloat16",
+        parts.base, parts.store, parts.features, parts.source, parts.settings.rows_per_step
     )
 
 

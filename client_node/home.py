@@ -17,7 +17,6 @@ import tomli_w
 
 from client_node.errors import SiteError
 
-PRECISIONS = ("auto", "float32", "bfloat16")
 SITE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 
@@ -122,9 +121,6 @@ class SiteSettings:
         rows_per_step: recordings in one forward pass; bounds memory, changes nothing else.
         poll_s: seconds between two questions to the coordinator.
         threads: CPU threads of training; 0 leaves torch's default.
-        precision: of the frozen model while training: "float32", "bfloat16" (a third faster where
-            the processor has it, slower where it has not), or "auto". Adapters, clipping and noise
-            are in full precision either way, so no guarantee depends on it.
     """
 
     site: str
@@ -134,7 +130,6 @@ class SiteSettings:
     rows_per_step: int = 16
     poll_s: float = 0.25
     threads: int = 0
-    precision: str = "auto"
 
     def __post_init__(self) -> None:
         """Check ranges. Raises SiteError naming the field."""
@@ -142,8 +137,6 @@ class SiteSettings:
             raise _settings_error("site must be lower-case letters, digits and hyphens")
         if self.rows_per_step < 1 or self.threads < 0 or not 0.01 <= self.poll_s <= 60:
             raise _settings_error("rows_per_step, threads or poll_s is out of range")
-        if self.precision not in PRECISIONS:
-            raise _settings_error(f"precision must be one of {', '.join(PRECISIONS)}")
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -64,21 +64,18 @@ class SpeechTrainer:
         store: SiteStore,
         features: FeatureStore,
         source: RandomSource,
-        *,
         rows_per_step: int,
-        bfloat16: bool,
     ) -> None:
         """`rows_per_step` recordings go through the decoder together: memory, not mathematics.
 
-        `bfloat16` computes the frozen model in that type; the engine keeps adapters, gradients,
-        clipping and noise in full precision, so the sensitivity bound is the same.
+        All in float32: recordings of a step share the rounding of its products, and in bfloat16
+        that would let one subject move another's gradient by a percent.
         """
         self._base = base
         self._store = store
         self._features = features
         self._source = source
         self._rows_per_step = rows_per_step
-        self._bfloat16 = bfloat16
         self._attached: _Attached | None = None
 
     @property
@@ -174,8 +171,7 @@ class SpeechTrainer:
         examples = [row.example for row in batch]
         ids_BT, mask_BT = collate(examples, pad=self._base.tokenizer.end)
         model = adapter.peft_model.get_base_model()
-        with torch.autocast("cpu", torch.bfloat16, enabled=self._bfloat16):
-            losses_B = row_losses(model, states_BSD, ids_BT, mask_BT).float()
+        losses_B = row_losses(model, states_BSD, ids_BT, mask_BT)
         return losses_B * torch.tensor([row.share for row in batch])
 
     def _attach(self, plan: RoundPlan, basis: bytes) -> _Attached:

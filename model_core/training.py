@@ -84,12 +84,6 @@ def collate(examples: Sequence[Example], pad: int) -> tuple[Tensor, Tensor]:
     return ids_BT, weight_BT
 
 
-def has_fast_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 matrices faster than float32 ones."""
-    # torch has no public question for it; the private one is pinned by the tested version.
-    return bool(torch.cpu._is_avx512_bf16_supported())
-
-
 @torch.inference_mode()
 def encode(base: SpeechBase, samples: Sequence[Tensor], window_s: float) -> Tensor:
     """Encoder states of 16 kHz mono clips in one common window: [B, S, D] float16.

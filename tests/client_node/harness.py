@@ -131,7 +131,6 @@ class Site:
             base_sha256=base.base_sha256,
             coordinator_url="https://localhost:1",
             rows_per_step=3,
-            precision="float32",
         ).save(self.home.settings)
         public = coordinator.identity.public
         default_policy(
