@@ -78,6 +78,7 @@ class Terminals:
             env=self._environment,
             capture_output=True,
             timeout=LIMIT_S,
+            check=False,
         )
         assert done.returncode == 0, f"{command}\n{done.stdout.decode()}\n{done.stderr.decode()}"
         return done.stdout.decode()
