@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +86,7 @@ def marked_processes(watch: Path) -> list[psutil.Process]:
 
 
 @pytest.fixture(scope="session")
-def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Federation:
     """A coordinator, three sites, three jobs and a killed coordinator."""
     root = tmp_path_factory.mktemp("federation")
     watch = root.parent / f"{root.name}-watch.log"
@@ -107,4 +106,4 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
     )
     assert done.returncode == 0, done.stderr[-4000:]
     outcome = json.loads((root / "outcome.json").read_text())
-    yield Federation(root, outcome, watch)
+    return Federation(root, outcome, watch)

@@ -40,5 +40,6 @@ def unroutable_attempts() -> int:
         if line.startswith("Ip:")
     ]
     v4 = int(values[names.index("OutNoRoutes")])
-    v6 = [line.split()[1] for line in Path("/proc/net/snmp6").open() if "Ip6OutNoRoutes" in line]
+    lines = Path("/proc/net/snmp6").read_text().splitlines()
+    v6 = [line.split()[1] for line in lines if "Ip6OutNoRoutes" in line]
     return v4 + sum(map(int, v6))

@@ -164,5 +164,6 @@ def test_receipts_account_for_every_byte_that_left(federation: Federation) -> No
 
 
 def test_what_left_is_mostly_the_sealed_updates(federation: Federation) -> None:
-    sent = sum(len(wire) for wire in federation.wire("sent"))
-    assert sum(map(len, payloads(federation).values())) > 0.7 * sent
+    """Headers are left out: how many requests ask for news depends on how long the sites waited."""
+    carried = sum(len(body) for wire in federation.wire("sent") for body in bodies(wire))
+    assert sum(map(len, payloads(federation).values())) > 0.9 * carried
