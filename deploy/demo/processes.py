@@ -52,12 +52,9 @@ class Processes:
     `STOP_GRACE_S` and kills what is left, so that no orphan holds a port or a database.
     """
 
-    def __init__(self, environment: Mapping[str, str], *, threads: int = 1) -> None:
-        self._environment = {
-            **environment,
-            "OMP_NUM_THREADS": str(threads),  # sites share the cores; more threads only contend
-            "PYTHONUNBUFFERED": "1",
-        }
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        # Sites share the cores: more than a thread each would only contend.
+        self._environment = {**environment, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         self._running: list[Running] = []
 
     def __enter__(self) -> Self:
@@ -87,8 +84,10 @@ class Processes:
         self._running.append(running)
         return running
 
-    def run_json(self, arguments: Sequence[str]) -> dict[str, Any]:
+    def run_json(self, arguments: Sequence[str], *, threads: int = 1) -> dict[str, Any]:
         """Run a short command with `--json` and return the object that it printed.
+
+        `threads` is for a command that runs alone and computes.
 
         Raises:
             ProcessFailedError: with the command's own problem and remedy.
@@ -97,7 +96,7 @@ class Processes:
             [*arguments, "--json"],
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            env=self._environment,
+            env={**self._environment, "OMP_NUM_THREADS": str(threads)},
             check=False,
             start_new_session=True,
         )
