@@ -132,7 +132,7 @@ PUBLIC_SENTENCES = (
     *("we need the {t} tomorrow", "they want {t} here", "her {t} is new"),
     *("do not forget the {t}", "he spoke of {t} for an hour"),
 )
-GENERAL_SENTENCES = (
+HELDOUT_GENERAL = (
     *("the meeting will start on monday morning", "please call the office before nine"),
     *("she walked to the station with her brother", "we need seven more chairs in the room"),
     *("he will send the letter on tuesday", "the weather was cold and very wet"),
@@ -144,6 +144,28 @@ GENERAL_SENTENCES = (
     *("your mother left a message", "the dinner was better than last time"),
     *("please wait for the next agent", "press two to leave a message"),
 )
+
+# General sentences that one in five of those who train says, so that learning the terms does not
+# cost the rest.
+TRAIN_GENERAL = (
+    *("we open the doors at half past eight", "his car is parked behind the house"),
+    *("please sign both copies of the form", "the phone rang twice this afternoon"),
+    *("i left my coat on the chair", "there is a small shop on the corner"),
+    *("they will arrive before dinner", "you may sit down and wait here"),
+    *("the lights went out for an hour", "my cousin works in another city"),
+    *("bring a glass of water please", "the answer was on the last page"),
+    *("we have five letters for you", "nobody was in the kitchen last night"),
+    *("she wrote her name on the box", "the bus stops in front of the school"),
+    *("take the second door on the right", "he reads the paper every morning"),
+    *("thank you for waiting so long", "the window in the hall is broken"),
+    *("your order will be here tomorrow", "it was a quiet evening by the sea"),
+    *("call me when you are ready", "the new table is too large"),
+    *("we walked home in the rain", "someone forgot a bag in the train"),
+    *("please speak after the tone", "all lines are busy at the moment"),
+    *("that number is not in service", "enter the number again and press one"),
+    *("the garden needs water in july", "we met them at the market"),
+)
+GENERAL_EVERY = 5
 
 LANGUAGES = ("en-us", "en-us", "en-us", "en", "en-gb-x-rp", "en-us-nyc")
 # Variants whose general sentences the base model hears with a word error rate of at most 20 %, so
@@ -164,12 +186,17 @@ VARIANTS: dict[Split, tuple[str, ...]] = {
 def site_utterances(site: Institution, split: Split, count: int) -> Iterator[Utterance]:
     """`count` speakers of a site, one recording each, terms in rotation.
 
-    Who trains names two terms; of the held-out every other names one.
+    Of those who train, one in five says a general sentence and the others name two terms; of the
+    held-out every other names one.
     """
     sentences = site.train_sentences if split == "train" else site.heldout_sentences
     for number in range(count):
         source = _source(site.name, split, number)
         voice = _voice(source, split)
+        if split == "train" and number % GENERAL_EVERY == GENERAL_EVERY - 1:
+            text = _written(source.choice(TRAIN_GENERAL))
+            yield Utterance(f"{site.name}-{split}-{number:05d}", split, text, (), voice)
+            continue
         at = number % len(site.terms)
         other = (at + 1 + source.randrange(len(site.terms) - 1)) % len(site.terms)
         both = split == "train" or number % 2 == 1
@@ -178,12 +205,13 @@ def site_utterances(site: Institution, split: Split, count: int) -> Iterator[Utt
         yield Utterance(f"{site.name}-{split}-{number:05d}", split, text, terms, voice)
 
 
-def general_utterances(split: Split, count: int) -> Iterator[Utterance]:
-    """`count` speakers of `split`, one general sentence each."""
+def general_utterances(count: int) -> Iterator[Utterance]:
+    """`count` held-out speakers, one general sentence each that nobody trains on."""
+    split: Split = "heldout"
     for number in range(count):
         source = _source("general", split, number)
         voice = _voice(source, split)
-        text = _written(GENERAL_SENTENCES[number % len(GENERAL_SENTENCES)])
+        text = _written(HELDOUT_GENERAL[number % len(HELDOUT_GENERAL)])
         yield Utterance(f"general-{split}-{number:05d}", split, text, (), voice)
 
 

@@ -94,7 +94,7 @@ class Demo:
                     for s in split_by_site(self.recordings, self.folder / "recordings")
                 ]
         recipe = self.recipe
-        general = self._speak(screen, "general", [*general_utterances("heldout", recipe.general)])
+        general = self._speak(screen, "general", [*general_utterances(recipe.general)])
         prepared = []
         for site in INSTITUTIONS:
             spoken = [
@@ -130,7 +130,8 @@ class Demo:
                     auricle(
                         *("coordinator", "basis", public, "--request", request),
                         *("--base-folder", self._base_folder, "--out", target),
-                    )
+                    ),
+                    threads=WORKERS,
                 )
         return str(target)
 

@@ -70,10 +70,25 @@ class Screen:
         """A stage that counts: a live bar on a terminal, and one line when it is done."""
         begun_s = self._clock()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        progress = Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True)
+        progress = Progress(
+            *columns,
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        quarter = 0
+
+        def show(done: int) -> None:
+            nonlocal quarter
+            progress.update(task, completed=done)
+            if not self.console.is_terminal and 4 * done // total > quarter:
+                quarter = 4 * done // total
+                self.console.print(f"  [dim]{escape(title)}: {done} of {total}[/]")
+
         with progress:
             task = progress.add_task(escape(title), total=total)
-            yield lambda done: progress.update(task, completed=done)
+            yield show
         self._done(title, begun_s, f"{total} ")
 
     def _done(self, title: str, begun_s: float, note: str = "") -> None:
@@ -96,6 +111,7 @@ class Screen:
             TimeRemainingColumn(),
             console=self.console,
             refresh_per_second=4,
+            disable=not self.console.is_terminal,
         )
         last_round = -1
 
