@@ -66,7 +66,11 @@ class SpeechTrainer:
         source: RandomSource,
         rows_per_step: int,
     ) -> None:
-        """`rows_per_step` recordings go through the decoder together: memory, not mathematics."""
+        """`rows_per_step` recordings go through the decoder together: memory, not mathematics.
+
+        All in float32: recordings of a step share the rounding of its products, and in bfloat16
+        that would let one subject move another's gradient by a percent.
+        """
         self._base = base
         self._store = store
         self._features = features

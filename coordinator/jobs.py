@@ -57,6 +57,27 @@ class NewJob:
     checkpoint: Checkpoint
 
 
+@dataclasses.dataclass(frozen=True)
+class Shortfall:
+    """Why a quorum was missed: codes of the sites that refused or were refused, and who is silent.
+
+    `late` tells silence at the deadline from answers that could no longer make the quorum.
+    """
+
+    refused: dict[str, str]
+    missing: list[str]
+    late: bool
+
+    def explain(self, what: str) -> str:
+        """`what` and its causes, as "below quorum: north refused (policy-adapter)"."""
+        causes = [f"{site} refused ({code})" for site, code in self.refused.items()]
+        if self.missing and self.late:
+            causes.append(f"no answer from {', '.join(self.missing)}")
+        elif self.missing:
+            causes.append(f"{', '.join(self.missing)} not waited for")
+        return f"{what}: {'; '.join(causes)}" if causes else what
+
+
 class Jobs(JobReader):
     """Reads jobs and moves them on: one method, one transaction."""
 
@@ -99,8 +120,10 @@ class Jobs(JobReader):
                 case "enough":
                     row.state = "running"
                 case "too-few":
-                    silent = sorted(person.site for person in people if person.plan_code is None)
-                    _abandon(session, row, 0, silent, now_s)
+                    codes = {person.site: person.plan_code for person in people}
+                    silent = sorted(site for site, code in codes.items() if code is None)
+                    refused = {s: c for s, c in sorted(codes.items()) if c and c != OK}
+                    _abandon(session, row, 0, Shortfall(refused, silent, late), now_s)
                 case "wait":
                     pass
 
@@ -293,12 +316,18 @@ def _apply(session: Session, job: str, number: int, event: Event, now_s: float) 
     if after.status != before.status and after.status in ("aggregating", "abandoned"):
         row.closed_at = now_s
     if after.status == "abandoned" != before.status:
-        _abandon(session, owner, number, list(after.missing), now_s)
+        late = now_s >= before.deadline_at_s
+        shortfall = Shortfall(dict(sorted(after.refused)), list(after.missing), late)
+        _abandon(session, owner, number, shortfall, now_s)
     return after
 
 
-def _abandon(session: Session, row: JobRow, number: int, missing: list[str], now_s: float) -> None:
-    named = f"; no answer from {', '.join(missing)}" if missing else ""
+def _abandon(
+    session: Session, row: JobRow, number: int, shortfall: Shortfall, now_s: float
+) -> None:
+    what = f"round {number} stayed below quorum" if number else "below quorum"
     row.state, row.finished_at = "abandoned", now_s
-    row.reason = f"round {number} stayed below quorum{named}" if number else f"below quorum{named}"
-    note(session, "job.abandoned", {"job": row.job, "round": number, "missing": missing})
+    row.reason = shortfall.explain(what)
+    fields = {"job": row.job, "round": number}
+    lacking = {"missing": shortfall.missing, "refused": shortfall.refused}
+    note(session, "job.abandoned", fields | lacking)

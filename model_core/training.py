@@ -111,7 +111,7 @@ def row_losses(
     precision, the losses in float32.
     """
     hidden_BTD = model.model.decoder(
-        input_ids=ids_BT[:, :-1], encoder_hidden_states=states_BSD.float(), use_cache=False
+        input_ids=ids_BT[:, :-1], encoder_hidden_states=states_BSD.to(model.dtype), use_cache=False
     ).last_hidden_state
     weight_BT = weight_BT[:, 1:].to(hidden_BTD.dtype)
     rows, columns = weight_BT.nonzero(as_tuple=True)

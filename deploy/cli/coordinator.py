@@ -51,9 +51,12 @@ def init(
         public_names=tuple(name or ("localhost", "127.0.0.1")),
         admin_port=admin_port,
     )
-    made = CoordinatorHome.create(coordinator_root(home), settings, datetime.now(UTC))
-    folder = (base_folder or made.root / "base").absolute()
+    root = coordinator_root(home)
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder = (base_folder or root / "base").absolute()
+    # The base first: a home is whole once it is made, and could not be made again for a base.
     base_sha256 = prepare_base(base, folder).base_sha256
+    made = CoordinatorHome.create(root, settings, datetime.now(UTC))
     key_id = Identity.load(made.identity_file).public.key_id
     emit(
         {

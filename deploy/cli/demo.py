@@ -38,7 +38,7 @@ def demo(
     A coordinator and each site run as processes of their own, over TLS, on loopback. Ctrl-C stops
     them all; what was prepared is kept and used again.
     """
-    from deploy.demo.processes import terminate_on_signals
+    from deploy.demo.processes import interrupt_on_signals
     from deploy.demo.recipe import QUICK, Recipe
     from deploy.demo.run import Demo
     from deploy.demo.screen import Screen, last_screen
@@ -51,6 +51,6 @@ def demo(
         base=base,
         compare=compare,
     )
-    with terminate_on_signals():
+    with interrupt_on_signals():
         result = planned.run(screen)
     emit(result.as_json(), *last_screen(result), as_json=as_json)

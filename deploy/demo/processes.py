@@ -13,14 +13,14 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from privacy.errors import AuricleError
 
-STOP_GRACE_S = 10.0
+STOP_GRACE_S = 30.0  # a site ends the round that it is in
 LOG_TAIL_LINES = 12
 
 
@@ -52,12 +52,9 @@ class Processes:
     `STOP_GRACE_S` and kills what is left, so that no orphan holds a port or a database.
     """
 
-    def __init__(self, environment: Mapping[str, str], *, threads: int = 1) -> None:
-        self._environment = {
-            **environment,
-            "OMP_NUM_THREADS": str(threads),  # sites share the cores; more threads only contend
-            "PYTHONUNBUFFERED": "1",
-        }
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        # Sites share the cores: more than a thread each would only contend.
+        self._environment = {**environment, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         self._running: list[Running] = []
 
     def __enter__(self) -> Self:
@@ -87,8 +84,10 @@ class Processes:
         self._running.append(running)
         return running
 
-    def run_json(self, arguments: Sequence[str]) -> dict[str, Any]:
+    def run_json(self, arguments: Sequence[str], *, threads: int = 1) -> dict[str, Any]:
         """Run a short command with `--json` and return the object that it printed.
+
+        `threads` is for a command that runs alone and computes.
 
         Raises:
             ProcessFailedError: with the command's own problem and remedy.
@@ -97,7 +96,7 @@ class Processes:
             [*arguments, "--json"],
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            env=self._environment,
+            env={**self._environment, "OMP_NUM_THREADS": str(threads)},
             check=False,
             start_new_session=True,
         )
@@ -175,14 +174,19 @@ def _last_object(output: bytes) -> dict[str, Any] | None:
 
 
 @contextlib.contextmanager
-def terminate_on_signals() -> Iterator[None]:
-    """Turn SIGTERM into KeyboardInterrupt, so that both end through the same clean path."""
+def interrupt_on_signals() -> Iterator[None]:
+    """SIGTERM and SIGINT both raise KeyboardInterrupt, so that both end through the same path.
+
+    SIGINT too: a shell without job control starts its background commands with it ignored.
+    """
 
     def interrupt(_number: int, _frame: object) -> None:
         raise KeyboardInterrupt
 
-    previous: Callable[..., Any] | int | None = signal.signal(signal.SIGTERM, interrupt)
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    previous = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -24,16 +24,16 @@ class Recipe:
         epsilon: target ε_loc of the whole job.
     """
 
-    subjects: int = 2000
-    heldout: int = 48
+    subjects: int = 1600
+    heldout: int = 40
     general: int = 20
-    public: int = 600
-    sampling_rate: float = 0.075
-    rounds: int = 24
+    public: int = 400
+    sampling_rate: float = 0.09375
+    rounds: int = 20
     epsilon: float = EPSILON_CAP
-    clipping_norm: float = 9.5
-    learning_rate: float = 0.03
-    context_weight: float = 0.1
+    clipping_norm: float = 8.0
+    learning_rate: float = 0.025
+    context_weight: float = 0.2
     rank: int = 16
     target_modules: tuple[str, ...] = (
         r"decoder\.layers\.[23]\.self_attn\.(q|v|out)_proj",

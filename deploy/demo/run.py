@@ -130,7 +130,8 @@ class Demo:
                     auricle(
                         *("coordinator", "basis", public, "--request", request),
                         *("--base-folder", self._base_folder, "--out", target),
-                    )
+                    ),
+                    threads=WORKERS,
                 )
         return str(target)
 

@@ -185,7 +185,28 @@ def test_too_many_vetoes_abandon_the_job_before_any_round(federation, link):
     job = federation.operations.submit(request(quorum=2))
     status = run(federation, link, job)
     assert (status.state, status.round) == ("abandoned", 0)
+    assert status.reason == "below quorum: " + "; ".join(
+        f"{name} refused (policy-base)" for name in ("east", "north", "west")
+    )
     assert all(site.orders == [] for site in federation.sites.values())
+
+
+def test_a_refusal_is_named_with_its_code_apart_from_sites_not_waited_for(federation, link):
+    federation.sites["north"].veto = "policy-adapter"
+    link.silent = {"west"}
+    job = federation.operations.submit(request())
+    reason = run(federation, link, job).reason
+    assert reason == "below quorum: north refused (policy-adapter); west not waited for"
+    assert events(federation, "job.abandoned")[0]["refused"] == {"north": "policy-adapter"}
+
+
+def test_a_refusal_within_a_round_is_named_with_its_code(federation, link):
+    job = federation.operations.submit(request())
+    run(federation, link, job, until_round=1)
+    west = federation.sites["west"]
+    west.spoil = lambda parcel: west.answer("refused", job, "0" * 64, "training-failed")
+    reason = run(federation, link, job).reason
+    assert reason == "round 2 stayed below quorum: west refused (training-failed)"
 
 
 def test_a_slow_site_is_waited_for_until_the_deadline_and_named(federation, link):
@@ -209,7 +230,7 @@ def test_below_quorum_at_the_deadline_abandons_and_names_the_missing(federation,
     link.silent = {"east", "west"}
     status = run(federation, link, job)
     assert status.state == "abandoned"
-    assert "east, west" in status.reason
+    assert status.reason == "round 2 stayed below quorum: no answer from east, west"
     assert events(federation, "job.abandoned")[0]["missing"] == ["east", "west"]
 
 

@@ -2,13 +2,14 @@
 
 It holds a server certificate made by the federation's own CA (the test owns the CA key), so the
 site accepts it, and it speaks TLS on to the coordinator. What it keeps is what an adversary who
-broke TLS would read.
+broke TLS would read, each connection by itself: mixed, a payload would be cut by its neighbours.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import ssl
 import threading
 from pathlib import Path
@@ -18,8 +19,16 @@ from typing import Self
 CHUNK_BYTES = 65536
 
 
+@dataclasses.dataclass(frozen=True)
+class Conversation:
+    """The plain bytes of one connection, from the site and to it."""
+
+    sent: bytearray = dataclasses.field(default_factory=bytearray)
+    received: bytearray = dataclasses.field(default_factory=bytearray)
+
+
 class RecordingProxy:
-    """Context manager; `port` is where sites connect, `sent` and `received` are plain bytes."""
+    """Context manager; `port` is where sites connect, `conversations` what they said."""
 
     def __init__(self, upstream_port: int, certificate: Path, key: Path, ca: Path) -> None:
         self._upstream_port = upstream_port
@@ -28,8 +37,13 @@ class RecordingProxy:
         self._client_tls = ssl.create_default_context(cafile=str(ca))
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self.sent = bytearray()
-        self.received = bytearray()
+        self._marker = b""
+        self._let_by = 0
+        self._passable = asyncio.Event()
+        self._passable.set()
+        self.conversations: list[Conversation] = []
+        self.held = threading.Event()
+        """Set once a request has been held back."""
         self.port = 0
 
     def __enter__(self) -> Self:
@@ -48,6 +62,19 @@ class RecordingProxy:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
         self._loop.close()
+
+    def hold(self, marker: bytes, *, let_by: int) -> None:
+        """Keep back requests that begin with `marker`, until `let_go`; the site just waits.
+
+        The first `let_by` of them still pass.
+        """
+        self._marker, self._let_by = marker, let_by
+        self._loop.call_soon_threadsafe(self._passable.clear)
+
+    def let_go(self) -> None:
+        """Forward what was held, and everything from here on."""
+        self._marker = b""
+        self._loop.call_soon_threadsafe(self._passable.set)
 
     async def _listen(self) -> asyncio.Server:
         return await asyncio.start_server(
@@ -69,19 +96,25 @@ class RecordingProxy:
         except OSError:
             writer.close()
             return
+        conversation = Conversation()
+        self.conversations.append(conversation)
         await asyncio.gather(
-            _pump(reader, upstream_writer, self.sent),
-            _pump(upstream_reader, writer, self.received),
+            self._pump(reader, upstream_writer, conversation.sent),
+            self._pump(upstream_reader, writer, conversation.received),
         )
 
-
-async def _pump(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, record: bytearray
-) -> None:
-    with contextlib.suppress(OSError, ssl.SSLError, asyncio.IncompleteReadError):
-        while chunk := await reader.read(CHUNK_BYTES):
-            record += chunk
-            writer.write(chunk)
-            await writer.drain()
-    with contextlib.suppress(OSError, ssl.SSLError, RuntimeError):
-        writer.close()
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, record: bytearray
+    ) -> None:
+        with contextlib.suppress(OSError, ssl.SSLError, asyncio.IncompleteReadError):
+            while chunk := await reader.read(CHUNK_BYTES):
+                record += chunk
+                if self._marker and chunk.startswith(self._marker):
+                    self._let_by -= 1
+                    if self._let_by < 0:
+                        self.held.set()
+                        await self._passable.wait()
+                writer.write(chunk)
+                await writer.drain()
+        with contextlib.suppress(OSError, ssl.SSLError, RuntimeError):
+            writer.close()
