@@ -9,15 +9,17 @@ import subprocess
 import sys
 
 import pytest
-import torch
+from peft import get_peft_model_state_dict
 from safetensors.torch import save
 
 from client_node.model_store import ModelStore, ReleaseError
 from model_core.adapter import AdapterConfig, attach, load_adapter
 from model_core.base import SpeechBase
 from model_core.errors import AdapterError
+from privacy.errors import PlanError
 from privacy.parcel import Parcel, RoundOrder
-from privacy.signing import seal
+from privacy.plan import RoundPlan
+from privacy.signing import payload_type_of, seal, seal_statement
 from tests.client_node.harness import Coordinator, CountingTrainer, Site, make_plan
 
 ORDER_FAULTS = {
@@ -45,7 +47,9 @@ def test_no_signed_order_stops_the_service(
         tree_size=1,
     )
     order = dataclasses.replace(order, **fault)
-    assert agent.handle(Parcel("round", seal(order, coordinator.identity), vector)).kind == "refused"
+    assert (
+        agent.handle(Parcel("round", seal(order, coordinator.identity), vector)).kind == "refused"
+    )
     assert agent.failure is None
     assert agent.handle(coordinator.order(plan, 1)).kind == "update"
 
@@ -56,9 +60,7 @@ def test_no_signed_plan_stops_the_service(
 ) -> None:
     plan, basis = make_plan(nano)
     hostile = plan.to_json().replace(plan.job.encode(), json.dumps(job)[1:-1].encode())
-    from privacy.signing import payload_type_of, seal_statement
-
-    statement = seal_statement(hostile, payload_type_of(type(plan)), coordinator.identity)
+    statement = seal_statement(hostile, payload_type_of(RoundPlan), coordinator.identity)
     agent = site.agent(CountingTrainer())
     assert agent.handle(Parcel("prepare", statement, basis)).kind == "refused"
     assert agent.failure is None
@@ -88,8 +90,6 @@ def test_an_adapters_metadata_cannot_ask_for_more_than_its_tensors(
     """A kilobyte of adapter whose stated rank would make peft reserve gigabytes."""
     config = AdapterConfig("lora", 2, 1.0, (r"decoder\.layers\.0\.self_attn\.q_proj",))
     honest = attach(nano.model, config)
-    from peft import get_peft_model_state_dict
-
     fields = dataclasses.asdict(honest.config) | lie
     state = {n: t.contiguous() for n, t in get_peft_model_state_dict(honest.peft_model).items()}
     data = save(state, metadata={"auricle_adapter": json.dumps(fields)})
@@ -97,19 +97,18 @@ def test_an_adapters_metadata_cannot_ask_for_more_than_its_tensors(
     with pytest.raises(AdapterError) as caught:
         load_adapter(nano.model, data)
     assert caught.value.code == "adapter-malformed"
-    assert torch.equal(torch.zeros(1), torch.zeros(1))
 
 
-@pytest.mark.parametrize(
-    "mechanism", ["1e-9, .3, 1", "1e-9, .3, 100000", "1e-12, .3, 10", "1e-6, .3, 100000"]
-)
-def test_no_plan_keeps_the_accountant_busy_for_minutes(mechanism: str) -> None:
-    """A plan in range once made the site compute its ε for minutes, in gigabytes."""
+def test_no_plan_keeps_the_accountant_busy_for_minutes(nano: SpeechBase) -> None:
+    """Rare sampling with little noise takes minutes and gigabytes: 40 s at q = 1e-5."""
+    for rate in (1e-5, 1e-9, 1e-300):
+        with pytest.raises(PlanError):
+            make_plan(nano, sampling_rate=rate)
+    plan, _ = make_plan(nano, sampling_rate=1e-4, noise_multiplier=0.3)
+    mechanism = f"{plan.sampling_rate}, {plan.noise_multiplier}"
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_AS, (6 << 30,) * 2);"
         "from privacy.accountant import *;"
-        "from privacy.errors import AccountingError\n"
-        f"try: epsilon([MechanismEvent({mechanism})], 1e-6)\n"
-        "except AccountingError: pass"
+        f"epsilon([MechanismEvent({mechanism}, 1)], 1e-6)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

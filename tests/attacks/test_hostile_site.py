@@ -6,12 +6,15 @@ import dataclasses
 import struct
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
+from coordinator.admission import Admission, admit
 from coordinator.errors import EnrolmentError
 from coordinator.flower_link import FlowerLink
-from tests.coordinator.fakes import Federation, token_of
+from coordinator.planning import make_plan
+from tests.coordinator.fakes import SPEC, FakeSite, Federation, SmallArtifacts, request, token_of
 
 
 def npy(header: bytes) -> bytes:
@@ -76,7 +79,19 @@ MCowBQYDK2UnAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=
 def test_odd_keys_are_refused_with_a_code(tmp_path, field: str, value: str) -> None:
     federation = Federation(tmp_path, ("north",))
     invite = federation.operations.invite("south", 3600)
-    site = type(federation.sites["north"])("south", federation.identity.public)
+    site = FakeSite("south", federation.identity.public)
     enrolment = site.enrolment(token_of(invite, federation.identity.public))
     with pytest.raises(EnrolmentError):
         federation.operations.enrol(dataclasses.replace(enrolment, **{field: value}))
+
+
+def test_two_empty_lots_without_noise_are_no_replay(tmp_path) -> None:
+    """Equal zeros put the second honest site in quarantine."""
+    identity = Federation(tmp_path, ("north",)).identity.public
+    artifacts = SmallArtifacts().prepare(None, None)
+    asked = request(privacy_mode="none", noise_multiplier=None)
+    plan = make_plan(asked, artifacts, {"north", "south"}, job="ab" * 8, issued_at_s=1.8e9)
+    south = FakeSite("south", identity)
+    south.plans[plan.job] = plan
+    parcel = south.sealed(plan.job, 1, np.zeros(SPEC.size, np.float32).tobytes())
+    admit(parcel, Admission(plan, 1, "south", south.identity.public, seen=lambda _: True))

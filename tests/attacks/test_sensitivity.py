@@ -57,7 +57,6 @@ def test_no_weights_let_a_subject_move_the_sum_beyond_the_clipping_norm(
     everybody = list(range(len(TEXTS)))
     whole = total(everybody)
     moved = [
-        float((whole - total([i for i in everybody if i != absent])).norm())
-        for absent in everybody
+        float((whole - total([i for i in everybody if i != absent])).norm()) for absent in everybody
     ]
     assert max(moved) <= plan.clipping_norm * (1 + 1e-6)
