@@ -24,7 +24,7 @@ from privacy.errors import BudgetError, LedgerError
 from privacy.ledger import Ledger
 from privacy.ledger_entry import TreeHead
 from privacy.parcel import Answer, Parcel, ParcelKind, ReleaseManifest, RoundOrder
-from privacy.plan import RoundPlan
+from privacy.plan import JOB_NAME, RoundPlan
 from privacy.signing import (
     Identity,
     PublicIdentity,
@@ -37,7 +37,7 @@ from privacy.signing import (
 FLOAT32_BYTES = 4
 _EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 MAX_STATEMENT_BYTES = 4 << 20
-PEER_HEAD_CODES = frozenset({"peer-head-smaller", "peer-head-split"})
+PEER_HEAD_CODES = frozenset({"peer-head-smaller", "peer-head-split", "ledger-head"})
 
 
 class Releases(Protocol):
@@ -135,10 +135,12 @@ class SiteAgent:
             return asked, lambda: self._prepare(asked, plan, payload)
         if parcel.kind == "round":
             order = open_as(RoundOrder, statement, trusted)
+            _require_names(order.job, order.round)
             asked = _Asked(order.payload_sha256, order.job, order.round)
             return asked, lambda: self._round(order, payload)
         if parcel.kind == "release":
             manifest = open_as(ReleaseManifest, statement, trusted)
+            _require_names(manifest.job)
             signed = open_statement(statement, payload_type_of(ReleaseManifest), trusted)
             asked = _Asked(hashlib.sha256(signed).hexdigest(), manifest.job)
             return asked, lambda: self._release(asked, manifest, parcel)
@@ -280,6 +282,11 @@ class SiteAgent:
         parcel = Parcel(kind, seal(answer, self._identity))
         self._keep_receipt(parcel)
         return parcel
+
+
+def _require_names(job: str, round_: int = 0) -> None:
+    """Refuse what could not be written to the ledger: failing to write there stops the service."""
+    _require(JOB_NAME.fullmatch(job) is not None and round_ >= 0, "parcel-invalid")
 
 
 def _require(holds: bool, code: str) -> None:

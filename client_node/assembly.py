@@ -18,7 +18,7 @@ from client_node.outbox import Outbox
 from client_node.policy import SitePolicy
 from client_node.private_round import PrivateRounds, Trainer
 from client_node.site_log import SiteLog
-from client_node.store import PlanBook, SiteStore
+from client_node.store import PlanBook, SiteStore, require_whole_spend
 from client_node.trainer import SpeechTrainer
 from model_core.base import SpeechBase, load_base
 from privacy.budget import Budget
@@ -104,6 +104,7 @@ def open_agent(
     policy = SitePolicy.load(home.policy)
     ledger = Ledger(engine, identity, f"site/{site}", clock)
     budget = Budget(engine, site, policy.caps, ledger.append)
+    require_whole_spend(engine, site, home.receipts)
     trainer = make_trainer(parts)
 
     def keep_receipt(parcel: Parcel) -> None:

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -76,8 +76,12 @@ class FeatureStore:
         shard = self._shards.get(recording.audio_sha256)
         if shard is None:
             return None
-        with safe_open(shard, framework="pt") as file:
-            states_SD: Tensor = file.get_tensor(recording.audio_sha256)
+        try:
+            with safe_open(shard, framework="pt") as file:
+                states_SD: Tensor = file.get_tensor(recording.audio_sha256)
+        except (OSError, SafetensorError):
+            # Forgotten since it was listed, or damaged. A round that failed would tell of it.
+            return None
         return states_SD
 
     def _encode(self, recording: Recording) -> Tensor | None:

@@ -182,7 +182,7 @@ class ModelStore:
 
     def _verify(self, statement: bytes, adapter: bytes) -> ReleaseManifest:
         manifest = open_as(ReleaseManifest, statement, self._trusted)
-        if not _RELEASE_ID.fullmatch(manifest.release):
+        if not _RELEASE_ID.fullmatch(manifest.release) or manifest.release == POINTER_NAME:
             raise ReleaseError(
                 "the release's name is not lower-case letters, digits, dots and dashes",
                 remedy="ask the coordinator's operator to issue it under a plain name",

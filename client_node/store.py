@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
 from typing import Literal
 
 from sqlalchemy import JSON, Engine, ForeignKey, Select, func, select
@@ -15,6 +16,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from client_node.errors import SiteError
 from privacy.accountant import MechanismEvent
+from privacy.errors import BudgetError
+from privacy.receipt import read_receipts
 from privacy.store import ReservationRow, create_tables, reading, writing
 
 Split = Literal["train", "heldout"]
@@ -265,6 +268,32 @@ def _upsert_subjects(session: Session, recordings: Iterable[NewRecording]) -> di
         row.consent = row.consent and recording.consent
     session.flush()
     return rows
+
+
+def require_whole_spend(engine: Engine, site: str, receipts: Path) -> None:
+    """Refuse a database whose budget cannot be all that these recordings have spent (I1).
+
+    Raises SiteError "site-renamed" where another name of this site has spent here, since a new
+    name would begin a new budget, and BudgetError "budget-restored" where an update left (its
+    receipt is kept) whose reservation is gone, as when an older copy of the database is put back.
+    """
+    query = select(ReservationRow.site, ReservationRow.job, ReservationRow.round)
+    with reading(engine) as session:
+        reserved = {(row.site, row.job, row.round) for row in session.execute(query)}
+    if others := sorted({name for name, _, _ in reserved} - {site}):
+        raise SiteError(
+            f"this database holds the budget of site {others[0]}, and this one is {site}",
+            remedy="set `site` in site.toml back to the old name; a site's name is for good",
+            code="site-renamed",
+        )
+    for receipt in read_receipts(receipts):
+        if receipt.kind == "update" and (site, receipt.job, receipt.round) not in reserved:
+            raise BudgetError(
+                f"the update of round {receipt.round} of job {receipt.job} left this site, and "
+                "this database has no reservation of it: it is an older copy",
+                remedy="put the latest database back; no round may run on this one",
+                code="budget-restored",
+            )
 
 
 def mechanism_events(engine: Engine, site: str, purpose: str) -> list[MechanismEvent]:

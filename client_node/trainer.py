@@ -150,7 +150,11 @@ class SpeechTrainer:
             return None
 
     def _steps(self, adapter: Adapter, rows: list[_Row]) -> Iterator[tuple[_Loss, Tensor]]:
-        """Batches of equal windows, as the engine takes them: (row losses, subject of each)."""
+        """Batches of one subject and equal windows, as the engine takes them.
+
+        One subject alone: what shares a batch shares its rounding, which weights chosen for it
+        make as large as the gradient, and clipping would bound no one's influence.
+        """
         start = 0
         while start < len(rows):
             length = len(rows[start].states_SD)
@@ -158,6 +162,7 @@ class SpeechTrainer:
             while (
                 end < len(rows)
                 and end - start < self._rows_per_step
+                and rows[end].subject == rows[start].subject
                 and len(rows[end].states_SD) == length
             ):
                 end += 1

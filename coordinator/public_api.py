@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Annotated
 
 from fastapi import Body, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -44,6 +45,11 @@ def create_public_app(
     @app.exception_handler(EnrolmentError)
     async def refused(_: Request, error: EnrolmentError) -> JSONResponse:
         return JSONResponse({"code": error.code, "problem": error.problem}, status_code=403)
+
+    @app.exception_handler(RequestValidationError)
+    async def malformed(_: Request, __: RequestValidationError) -> JSONResponse:
+        # FastAPI's own answer repeats what was sent: an invite's token, or text that is no UTF-8.
+        return JSONResponse({"code": "request-malformed"}, status_code=422)
 
     @app.post(ENROL_PATH)
     def post_enrolment(request: Annotated[EnrolRequest, Body()]) -> EnrolReply:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import rfc8785
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -221,7 +222,7 @@ def _site_identity(public_pem: str) -> PublicIdentity:
 def _node_public(openssh: str) -> str:
     try:
         key = load_ssh_public_key(openssh.encode())
-    except ValueError as error:
+    except (ValueError, UnsupportedAlgorithm) as error:
         raise _refusal("node-key-invalid", "the node key is not an OpenSSH key") from error
     if not (isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP384R1)):
         raise _refusal("node-key-invalid", "the node key is not on the curve P-384")

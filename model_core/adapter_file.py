@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,9 +69,20 @@ def _read(path: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         for name in ("target_modules", "target_parameters"):
             fields[name] = tuple(str(pattern) for pattern in fields[name])
-        return AdapterConfig(**fields), state
+        config = AdapterConfig(**fields)
+        _require_backed(config, state)
+        return config, state
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise _malformed(f"it cannot be read: {type(error).__name__}") from error
+
+
+def _require_backed(config: AdapterConfig, state: Mapping[str, Tensor]) -> None:
+    """Raise ValueError for a rank that no tensor has: it is reserved before shapes are compared."""
+    numbers = (config.rank, config.seed)
+    fits = all(type(number) is int for number in numbers) and math.isfinite(config.scaling)
+    rows = [tensor.shape[0] for name, tensor in state.items() if name.endswith("lora_A.weight")]
+    if not (fits and 1 <= config.rank <= min(rows, default=0)):
+        raise ValueError
 
 
 def _malformed(what: str, code: str = "adapter-malformed") -> AdapterError:

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from typing import Any, Literal, Self
 
 import rfc8785
@@ -17,6 +18,8 @@ import rfc8785
 from privacy.errors import PlanError
 
 PLAN_FORMAT = "auricle/plan/v1"
+MIN_SAMPLING_RATE = 1e-4  # below it the accountant takes minutes, and no site has a lot
+JOB_NAME = re.compile(r"[0-9a-f]{1,64}")
 AdapterKind = Literal["lora", "core"]
 PrivacyMode = Literal["local-noise", "none"]
 OptimiserName = Literal["adam", "sgd"]
@@ -125,7 +128,12 @@ class RoundPlan:
     def __post_init__(self) -> None:
         """Check every range. Raises PlanError naming the field."""
         _check(self.format == PLAN_FORMAT, "format", f"is not {PLAN_FORMAT}")
-        _check(0 < self.sampling_rate <= 1, "sampling_rate", "must be in (0, 1]")
+        _check(JOB_NAME.fullmatch(self.job) is not None, "job", "must be 1 to 64 hex digits")
+        _check(
+            MIN_SAMPLING_RATE <= self.sampling_rate <= 1,
+            "sampling_rate",
+            f"must be in [{MIN_SAMPLING_RATE}, 1]",
+        )
         _check(0 < self.clipping_norm < 1e6, "clipping_norm", "must be in (0, 1e6)")
         _check(1 <= self.rounds <= 100_000, "rounds", "must be in [1, 100000]")
         _check(0 < self.delta < 1e-2, "delta", "must be in (0, 0.01)")

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import rfc8785
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from pydantic import TypeAdapter, ValidationError
@@ -222,7 +223,7 @@ def _canonical(statement: DataclassInstance) -> bytes:
 def _read_public(public_pem: str) -> Ed25519PublicKey:
     try:
         key = serialization.load_pem_public_key(public_pem.encode())
-    except ValueError as error:
+    except (ValueError, UnsupportedAlgorithm) as error:
         raise _bad_key("the text is not a PEM public key") from error
     if not isinstance(key, Ed25519PublicKey):
         raise _bad_key("the public key is not Ed25519")

@@ -141,6 +141,15 @@ def test_enrolment_of_nonsense_is_refused(public, body):
     assert response.status_code in (400, 422)
 
 
+@pytest.mark.parametrize("site", ['"a"', '"\\ud800"'], ids=["incomplete", "surrogate"])
+def test_a_malformed_enrolment_is_answered_without_what_it_said(public, site):
+    body = f'{{"invite_token": "secret", "site": {site}}}'.encode()
+    headers = {"Content-Type": "application/json"}
+    response = public.post("/v1/auricle/enrol", content=body, headers=headers)
+    assert response.status_code == 422
+    assert b"secret" not in response.content
+
+
 def test_oversized_bodies_are_cut_off(public):
     assert public.post("/v1/auricle/enrol", content=b"x" * 70_000).status_code == 413
 
