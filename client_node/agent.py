@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -37,7 +38,8 @@ from privacy.signing import (
 FLOAT32_BYTES = 4
 _EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 MAX_STATEMENT_BYTES = 4 << 20
-PEER_HEAD_CODES = frozenset({"peer-head-smaller", "peer-head-split", "ledger-head"})
+PEER_HEAD_CODES = frozenset({"peer-head-smaller", "peer-head-split"})
+_TREE_ROOT = re.compile(r"[0-9a-f]{64}")
 
 
 class Releases(Protocol):
@@ -240,6 +242,7 @@ class SiteAgent:
         Within a job order is strict. Over all jobs a smaller head may be an order that waited
         while another job went on, so it only must not contradict a head of its own size.
         """
+        _require(size >= 0 and _TREE_ROOT.fullmatch(root) is not None, "parcel-invalid")
         log = f"coordinator/{self._coordinator.key_id[:16]}"
         try:
             self._ledger.note_head(TreeHead(f"{log}/{job}", size, root))

@@ -19,6 +19,7 @@ REFUSAL_CODES = frozenset(
         "statement-fields",
         "plan-invalid",
         "payload-mismatch",
+        "weights-out-of-range",
         # Order of events.
         "plan-unknown",
         "plan-mismatch",

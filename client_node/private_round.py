@@ -16,6 +16,7 @@ from typing import Protocol
 from client_node.errors import RefusalError
 from client_node.outbox import Outbox, OutboxEntry
 from client_node.store import mechanism_events
+from client_node.weights import require_trainable
 from privacy.accountant import accountant_versions, epsilon_sec
 from privacy.budget import Budget
 from privacy.errors import AuricleError
@@ -82,6 +83,7 @@ class PrivateRounds:
         Raises BudgetError before anything is drawn; RefusalError("round-interrupted") where the
         round was begun before; whatever the trainer raises, and then the reservation stays spent.
         """
+        require_trainable(vector)
         # The reservation is on disk and on the ledger before anything is drawn under it.
         reservation = self._budget.reserve(plan, order.round)
         if not reservation.fresh:

@@ -20,6 +20,7 @@ from torch import Tensor
 from client_node.errors import RefusalError
 from client_node.features import FeatureStore
 from client_node.store import Recording, SiteStore
+from client_node.weights import ROUNDING_MARGIN
 from model_core.adapter import Adapter, AdapterConfig, attach
 from model_core.base import SpeechBase
 from model_core.basis import basis_from_bytes
@@ -66,11 +67,7 @@ class SpeechTrainer:
         source: RandomSource,
         rows_per_step: int,
     ) -> None:
-        """`rows_per_step` recordings go through the decoder together: memory, not mathematics.
-
-        All in float32: recordings of a step share the rounding of its products, and in bfloat16
-        that would let one subject move another's gradient by a percent.
-        """
+        """`rows_per_step` recordings go through the decoder together: memory, not mathematics."""
         self._base = base
         self._store = store
         self._features = features
@@ -94,7 +91,8 @@ class SpeechTrainer:
     def train(self, plan: RoundPlan, basis: bytes, round_: int, vector: bytes) -> bytes:
         """One round from the adapter's numbers `vector`, both packed as [D] little-endian float32.
 
-        Raises RefusalError ("payload-mismatch" where `vector` is not D finite numbers).
+        `vector` has passed `client_node.weights.require_trainable`: beyond it clipping bounds
+        nobody. Raises RefusalError ("payload-mismatch" where `vector` is not D finite numbers).
         """
         attached = self._attach(plan, basis)
         try:
@@ -112,7 +110,9 @@ class SpeechTrainer:
         rows = self._rows(cohort, plan.max_utterances_per_subject, round_, plan.context_weight)
         with attached.adapter.training_mode():
             sum_D, _ = attached.engine.clipped_sum(
-                self._steps(attached.adapter, rows), len(cohort), plan.clipping_norm
+                self._steps(attached.adapter, rows),
+                len(cohort),
+                plan.clipping_norm * (1 - ROUNDING_MARGIN),
             )
         noisy_D = privatise(sum_D, plan, self._source)
         return noisy_D.numpy().astype("<f4").tobytes()
@@ -150,11 +150,7 @@ class SpeechTrainer:
             return None
 
     def _steps(self, adapter: Adapter, rows: list[_Row]) -> Iterator[tuple[_Loss, Tensor]]:
-        """Batches of one subject and equal windows, as the engine takes them.
-
-        One subject alone: what shares a batch shares its rounding, which weights chosen for it
-        make as large as the gradient, and clipping would bound no one's influence.
-        """
+        """Batches of equal windows, as the engine takes them: (row losses, subject of each)."""
         start = 0
         while start < len(rows):
             length = len(rows[start].states_SD)
@@ -162,7 +158,6 @@ class SpeechTrainer:
             while (
                 end < len(rows)
                 and end - start < self._rows_per_step
-                and rows[end].subject == rows[start].subject
                 and len(rows[end].states_SD) == length
             ):
                 end += 1
