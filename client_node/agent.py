@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -37,7 +38,8 @@ from privacy.signing import (
 FLOAT32_BYTES = 4
 _EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 MAX_STATEMENT_BYTES = 4 << 20
-PEER_HEAD_CODES = frozenset({"peer-head-smaller", "peer-head-split", "ledger-head"})
+_ROOT = re.compile(r"[0-9a-f]{64}")
+PEER_HEAD_CODES = frozenset({"peer-head-smaller", "peer-head-split"})
 
 
 class Releases(Protocol):
@@ -241,6 +243,8 @@ class SiteAgent:
         while another job went on, so it only must not contradict a head of its own size.
         """
         log = f"coordinator/{self._coordinator.key_id[:16]}"
+        # The ledger would fail at what is no head, as at a fault of its own, which stops us.
+        _require(size >= 0 and _ROOT.fullmatch(root) is not None, "parcel-invalid")
         try:
             self._ledger.note_head(TreeHead(f"{log}/{job}", size, root))
             noted = self._ledger.noted_heads(log)
