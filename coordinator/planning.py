@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any
@@ -67,6 +68,8 @@ def guarantees(plan: RoundPlan, rounds: int) -> tuple[float, float]:
 
     ε_sec holds where sites' updates are summed under secure aggregation with the plan's h.
     """
+    if plan.privacy_mode == "none":
+        return math.inf, math.inf
     if rounds == 0:
         return 0.0, 0.0
     events = (

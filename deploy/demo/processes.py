@@ -142,15 +142,20 @@ class Processes:
                 )
 
     def stop(self) -> None:
-        """Stop every process group, newest first; safe to call twice."""
-        for running in reversed(self._running):
-            _signal_group(running.process, signal.SIGTERM)
-        for running in reversed(self._running):
-            try:
-                running.process.wait(STOP_GRACE_S)
-            except subprocess.TimeoutExpired:
-                _signal_group(running.process, signal.SIGKILL)
-                running.process.wait()
+        """Stop every process group; safe to call twice.
+
+        The first one started goes last: a site ends at once while its coordinator still answers,
+        and only after long tries when it does not.
+        """
+        for wave in (self._running[1:], self._running[:1]):
+            for running in wave:
+                _signal_group(running.process, signal.SIGTERM)
+            for running in wave:
+                try:
+                    running.process.wait(STOP_GRACE_S)
+                except subprocess.TimeoutExpired:
+                    _signal_group(running.process, signal.SIGKILL)
+                    running.process.wait()
         self._running.clear()
 
 
