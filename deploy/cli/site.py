@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -245,6 +246,8 @@ def serve(
     made = make_app(transcriber, lambda: collect_status(opened), (*LOCAL_HOSTS, host))
     url = f"http://{host}:{port}"
     emit({"url": url}, f"Page and API on {url}; Ctrl-C stops.", as_json=as_json)
+    # uvicorn raises the signal that stopped it again, and a supervisor's SIGTERM is no failure.
+    signal.signal(signal.SIGTERM, lambda _number, _frame: None)
     uvicorn.run(made, host=host, port=port, log_level="warning", access_log=False)
 
 
