@@ -20,7 +20,7 @@ from torch import Tensor
 from client_node.errors import RefusalError
 from client_node.features import FeatureStore
 from client_node.store import Recording, SiteStore
-from client_node.weights import ROUNDING_MARGIN
+from client_node.weights import ROUNDING_MARGIN, require_bounded
 from model_core.adapter import Adapter, AdapterConfig, attach
 from model_core.base import SpeechBase
 from model_core.basis import basis_from_bytes
@@ -92,7 +92,8 @@ class SpeechTrainer:
         """One round from the adapter's numbers `vector`, both packed as [D] little-endian float32.
 
         `vector` has passed `client_node.weights.require_trainable`: beyond it clipping bounds
-        nobody. Raises RefusalError ("payload-mismatch" where `vector` is not D finite numbers).
+        nobody. Raises RefusalError ("payload-mismatch" where `vector` is not D finite numbers,
+        "weights-out-of-range" where the adapter outweighs a layer).
         """
         attached = self._attach(plan, basis)
         try:
@@ -104,6 +105,7 @@ class SpeechTrainer:
                 "the adapter's numbers are not those of the plan",
                 remedy=_DISAGREE,
             ) from error
+        require_bounded(attached.adapter)
         subjects = self._store.trainable_subjects()
         chosen = self._source.poisson_sample(len(subjects), plan.sampling_rate)
         cohort = [subjects[index] for index in chosen]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +14,7 @@ from client_node.errors import RefusalError
 from client_node.trainer import SpeechTrainer
 from client_node.weights import MAX_WEIGHT, require_trainable
 from model_core.base import SpeechBase
+from model_core.basis import basis_from_bytes, basis_to_bytes
 from tests.client_node.harness import Coordinator, Site, make_plan
 
 TEXTS = (
@@ -85,3 +89,35 @@ def test_weights_that_would_turn_rounding_into_chaos_cost_nothing_and_train_noth
 def test_weights_that_are_no_array_are_refused() -> None:
     with pytest.raises(RefusalError, match="4 bytes"):
         require_trainable(b"123")
+
+
+@pytest.mark.parametrize(
+    ("basis_factor", "scaling"), [(1e4, 1.0), (1e6, 1.0), (1.0, 1e9), (1.0, 1e16)]
+)
+def test_no_basis_or_scaling_does_so_either(
+    site: Site,
+    nano: SpeechBase,
+    coordinator: Coordinator,
+    basis_factor: float,
+    scaling: float,
+) -> None:
+    """The adapter's output is scaling · U R A x: small weights R alone bound nothing of it."""
+    require_trainable(np.random.default_rng(7).standard_normal(64).astype("<f4").tobytes())
+    for number, text in enumerate(TEXTS):
+        site.record(f"s{number}", text, seconds=2.4 if number == 4 else 0.4)
+    parts = site.parts()
+    plan, basis = make_plan(nano, privacy_mode="none", noise_multiplier=0.0, sampling_rate=1.0)
+    factors = {name: basis_factor * factor for name, factor in basis_from_bytes(basis).items()}
+    basis = basis_to_bytes(factors)
+    spec = dataclasses.replace(
+        plan.adapter, scaling=scaling, basis_sha256=hashlib.sha256(basis).hexdigest()
+    )
+    plan = dataclasses.replace(plan, adapter=spec)
+    if site.agent().handle(coordinator.prepare(plan, basis)).kind == "refused":
+        return
+    vector = np.random.default_rng(7).standard_normal(spec.size).astype("<f4").tobytes()
+
+    trainer = SpeechTrainer(parts.base, parts.store, parts.features, Chosen([0, 1]), 3)
+    with pytest.raises(RefusalError) as refused:
+        trainer.train(plan, basis, 1, vector)
+    assert refused.value.code == "weights-out-of-range"

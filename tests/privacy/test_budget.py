@@ -136,7 +136,7 @@ def test_plans_that_do_not_fit_are_refused(engine: Engine) -> None:
 
 
 def test_a_plan_without_noise_needs_explicit_leave_and_ends_the_budget(engine: Engine) -> None:
-    bare = make_plan(privacy_mode="none", noise_multiplier=0, job="bare")
+    bare = make_plan(privacy_mode="none", noise_multiplier=0, job="bae")
     boundless = BudgetCaps(delta=DELTA, default=math.inf)
     assert refusal(open_budget(engine, boundless), bare, 1) == "budget-unprotected"
     budget = open_budget(engine, dataclasses.replace(CAPS, allow_unprotected=True))
