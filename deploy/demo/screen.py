@@ -140,17 +140,17 @@ class Screen:
 
 
 _ROWS: tuple[tuple[str, Callable[[SiteResult], str]], ...] = (
-    ("terms right: base model", lambda s: _percent(s.before.terms)),
-    ("  base, terms as prompt, no training", lambda s: _terms(s.prompted)),
+    ("terms right: base", lambda s: _percent(s.before.terms)),
+    ("  base, terms as prompt", lambda s: _terms(s.prompted)),
     ("  private release", lambda s: _terms(s.after)),
-    ("  private release, terms as prompt", lambda s: _terms(s.after_prompted)),
+    ("  private, terms as prompt", lambda s: _terms(s.after_prompted)),
     ("  same training without noise", lambda s: _terms(s.noiseless)),
-    ("word error rate: base model", lambda s: _percent(s.before.wer)),
-    ("  base, terms as prompt, no training", lambda s: _wer(s.prompted)),
+    ("word error rate: base", lambda s: _percent(s.before.wer)),
+    ("  base, terms as prompt", lambda s: _wer(s.prompted)),
     ("  private release", lambda s: _percent(s.after.wer)),
-    ("  private release, terms as prompt", lambda s: _wer(s.after_prompted)),
+    ("  private, terms as prompt", lambda s: _wer(s.after_prompted)),
     ("  same training without noise", lambda s: _wer(s.noiseless)),
-    ("general speech, WER: base model", lambda s: _percent(s.general_before)),
+    ("general speech WER: base", lambda s: _percent(s.general_before)),
     ("  private release", lambda s: _percent(s.general_after)),
     ("ε_loc spent of cap", lambda s: f"{s.epsilon_loc:.2f} of {s.epsilon_cap:.2f}"),
     ("ε_sec", lambda s: f"{s.epsilon_sec:.2f}"),
@@ -162,7 +162,7 @@ _ROWS: tuple[tuple[str, Callable[[SiteResult], str]], ...] = (
 def result_table(result: DemoResult) -> Table:
     """One column a site: quality on held-out speakers and sentences, spend, bytes, seconds."""
     table = Table(title="Held-out speakers and sentences, never trained on", title_justify="left")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for site in result.sites:
         table.add_column(site.name, justify="right")
     for heading, show in _ROWS:
