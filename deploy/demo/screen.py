@@ -166,7 +166,9 @@ def result_table(result: DemoResult) -> Table:
     for site in result.sites:
         table.add_column(site.name, justify="right")
     for heading, show in _ROWS:
-        table.add_row(heading, *(show(site) for site in result.sites))
+        shown = [show(site) for site in result.sites]
+        if set(shown) != {"-"}:
+            table.add_row(heading, *shown)
     return table
 
 
