@@ -20,7 +20,7 @@ from privacy.accountant import MechanismEvent, epsilon
 from privacy.budget import Budget, BudgetCaps, Reservation
 from privacy.errors import BudgetError, LedgerError, PlanError
 from privacy.plan import RoundPlan
-from privacy.store import open_engine
+from privacy.store import create_tables, open_engine
 from tests.privacy.plans import DELTA, make_plan
 
 PLAN = make_plan()
@@ -232,7 +232,7 @@ CRASH = """
 import os, signal, sys
 from privacy.budget import Budget, BudgetCaps
 from privacy.plan import RoundPlan
-from privacy.store import open_engine
+from privacy.store import create_tables, open_engine
 
 def record(kind, fields):
     if sys.argv[2] == "before-record":
@@ -303,3 +303,18 @@ def test_two_racing_for_the_last_of_the_budget_cannot_both_have_it(
 def test_two_racing_for_one_round_draw_noise_once(url: str, attempt: int) -> None:
     outcomes = race(url, CAPS, [1, 1])
     assert sorted(o.fresh for o in outcomes if isinstance(o, Reservation)) == [False, True]
+
+
+def test_a_new_database_may_be_opened_by_several_at_once(tmp_path: Path) -> None:
+    def open_new(file: Path, barrier: threading.Barrier) -> None:
+        barrier.wait(timeout=30)
+        engine = open_engine(f"sqlite:///{file}")
+        create_tables(engine)
+        engine.dispose()
+
+    for attempt in range(30):
+        barrier = threading.Barrier(4)
+        with ThreadPoolExecutor(4) as pool:
+            file = tmp_path / f"{attempt}.db"
+            opened = [pool.submit(open_new, file, barrier) for _ in range(4)]
+        assert [one.result() for one in opened] == [None] * 4
