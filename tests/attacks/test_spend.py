@@ -93,7 +93,9 @@ def test_a_recording_that_vanishes_in_mid_round_does_not_fail_the_round(
     assert agent.handle(coordinator.order(plan, 1)).kind == "update"
 
 
-@pytest.mark.xfail(reason="open: each withdrawal adds an entry, whose number the header states")
+@pytest.mark.xfail(
+    strict=True, reason="open: each withdrawal adds an entry, whose number the header states"
+)
 def test_what_an_update_states_does_not_tell_of_a_withdrawal(
     site: Site, nano: SpeechBase, coordinator: Coordinator
 ) -> None:
