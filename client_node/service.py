@@ -50,10 +50,10 @@ def run_site(
     try:
         with _signals_set(stop):
             _run(home, stop, stages, log)
+        stages("stopped")  # in order; an error says for itself that the service has ended
     finally:
         log.event("site-stopped")
         log.close()
-        stages("stopped")
 
 
 def _run(home: SiteHome, stop: threading.Event, stages: Notify, log: SiteLog) -> None:

@@ -24,6 +24,7 @@ from client_node.home import SiteHome, SiteSettings
 
 LOOPBACK = "127.0.0.1"
 STOP_TIMEOUT_S = 10.0
+_LOG_SIZE_BYTES = 4 * 2**20
 _POLL_VARIABLE = "AURICLE_SUPERNODE_POLL_S"
 _PARENT_VARIABLE = "AURICLE_SUPERNODE_PARENT"
 OFFLINE_ENVIRONMENT = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
@@ -40,9 +41,13 @@ def start_supernode(home: SiteHome, settings: SiteSettings, port: int) -> subpro
     """Start the SuperNode; its Runtime API listens on loopback `port`.
 
     Its output goes to `logs/supernode.log`: Flower's message ids, and nothing of the site's, since
-    no recording, transcript or subject ever reaches that process.
+    no recording, transcript or subject ever reaches that process. A log above 4 MiB becomes
+    `supernode.log.1`, in place of the one before it.
     """
-    log = os.open(home.logs / "supernode.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    path = home.logs / "supernode.log"
+    if path.exists() and path.stat().st_size > _LOG_SIZE_BYTES:
+        path.replace(path.with_name("supernode.log.1"))
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         return subprocess.Popen(
             [sys.executable, "-m", "client_node.supernode", *_arguments(home, settings, port)],
