@@ -51,7 +51,7 @@ class SpeechBase:
 
 def make_base(whisper: Whisper, mixture: MixtureConfig) -> SpeechBase:
     """Upcycle a dense Whisper, in place, into a base."""
-    model = upcycle(whisper.model, **dataclasses.asdict(mixture))
+    model = upcycle(whisper.model, mixture)
     return SpeechBase(model, whisper.tokenizer, whisper.rules, mixture, base_sha256(model))
 
 
