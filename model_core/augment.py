@@ -116,7 +116,7 @@ def coloured_noise(samples: int, slope: float, generator: torch.Generator) -> Te
     """Gaussian noise of unit power whose power spectrum falls as 1 ÷ f^slope: float32 [N]."""
     white_F = torch.fft.rfft(torch.randn(samples, generator=generator))
     frequency_F = torch.arange(len(white_F)).clamp(min=1)
-    noise_N = torch.fft.irfft(white_F * frequency_F ** (-slope / 2), n=samples)
+    noise_N: Tensor = torch.fft.irfft(white_F * frequency_F ** (-slope / 2), n=samples)
     return noise_N / noise_N.square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny)
 
 

@@ -87,6 +87,17 @@ def prepare_base(
     return base
 
 
+def open_base(model: str, mixture: MixtureConfig | None = None) -> SpeechBase:
+    """A prepared base's folder, or any checkpoint (`resolve_checkpoint`) upcycled in memory.
+
+    Raises WeightsError.
+    """
+    folder = Path(model)
+    if (folder / _CONFIG).is_file() and "auricle" in _read_config(folder):
+        return load_base(folder)
+    return make_base(load_whisper(resolve_checkpoint(model)), mixture or MixtureConfig())
+
+
 def save_base(base: SpeechBase, folder: Path) -> None:
     """Write the base; config.json comes last, so a folder that has one is whole."""
     folder.mkdir(parents=True, exist_ok=True)
