@@ -22,7 +22,8 @@ RATE_HZ = 16_000
 def read_audio(path: Path, *, rate_hz: int = RATE_HZ) -> Tensor:
     """Decode the first audio stream to mono float32 in [-1, 1]: [N] samples at `rate_hz`.
 
-    Channels are averaged. Raises AudioError: `audio-missing`, `audio-empty` (no bytes or no
+    Channels are averaged. Floating-point audio beyond full scale is turned down, not clipped.
+    Raises AudioError: `audio-missing`, `audio-empty` (no bytes or no
     samples) or `audio-unreadable`.
     """
     if not path.is_file():
@@ -43,8 +44,15 @@ def read_audio(path: Path, *, rate_hz: int = RATE_HZ) -> Tensor:
         ) from error
     if samples.size == 0:
         raise _empty(path, "it decodes to no samples")
+    if not np.isfinite(samples).all():
+        raise AudioError(
+            f"the recording {path} has samples that are no numbers",
+            remedy="export it again; floating-point audio may hold NaN after a faulty filter",
+            code="audio-unreadable",
+        )
     if source_hz != rate_hz:
         samples = soxr.resample(samples, source_hz, rate_hz)
+    samples = samples / max(1.0, float(np.abs(samples).max()))
     return torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32))
 
 

@@ -51,7 +51,7 @@ class SpeechBase:
 
 def make_base(whisper: Whisper, mixture: MixtureConfig) -> SpeechBase:
     """Upcycle a dense Whisper, in place, into a base."""
-    model = upcycle(whisper.model, **dataclasses.asdict(mixture))
+    model = upcycle(whisper.model, mixture)
     return SpeechBase(model, whisper.tokenizer, whisper.rules, mixture, base_sha256(model))
 
 
@@ -85,6 +85,17 @@ def prepare_base(
     base = make_base(load_whisper(resolve_checkpoint(source)), wanted)
     save_base(base, folder)
     return base
+
+
+def open_base(model: str, mixture: MixtureConfig | None = None) -> SpeechBase:
+    """A prepared base's folder, or any checkpoint (`resolve_checkpoint`) upcycled in memory.
+
+    Raises WeightsError.
+    """
+    folder = Path(model)
+    if (folder / _CONFIG).is_file() and "auricle" in _read_config(folder):
+        return load_base(folder)
+    return make_base(load_whisper(resolve_checkpoint(model)), mixture or MixtureConfig())
 
 
 def save_base(base: SpeechBase, folder: Path) -> None:

@@ -7,6 +7,7 @@ zero in the key part, since Whisper's keys have none), cross-attention's key and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,12 +22,14 @@ _FIRST_ENGLISH_END, _FIRST_MULTILINGUAL_END = 50256, 50257
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def convert_ctranslate2(path: Path) -> tuple[WhisperConfig, dict[str, Tensor]]:
+def convert_ctranslate2(paths: Sequence[Path]) -> tuple[WhisperConfig, dict[str, Tensor]]:
     """Configuration and float32 state dict (without the tied output projection) of a model.bin.
+
+    `paths` are the file, or the parts that it was cut into.
 
     Raises WeightsError (weights-malformed) for anything but a Whisper in floating point.
     """
-    model = read_ctranslate2(path)
+    model = read_ctranslate2(*paths)
     if model.specification != "WhisperSpec":
         raise WeightsError(
             f"the CTranslate2 model is a {model.specification}, not a Whisper",

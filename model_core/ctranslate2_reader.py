@@ -74,9 +74,12 @@ class _Cursor:
         return self._offset == len(self._data)
 
 
-def read_ctranslate2(path: Path) -> CTranslate2Model:
-    """Read a model.bin. Raises WeightsError (weights-malformed) naming the fault."""
-    cursor = _Cursor(memoryview(path.read_bytes()))
+def read_ctranslate2(*parts: Path) -> CTranslate2Model:
+    """Read a model.bin, or the parts that it was cut into, in their order.
+
+    Raises WeightsError (weights-malformed) naming the fault.
+    """
+    cursor = _Cursor(memoryview(b"".join(part.read_bytes() for part in parts)))
     version = cursor.integer("<I")
     if version != 6:
         raise _malformed(f"its format version is {version}; version 6 is supported")

@@ -65,3 +65,13 @@ class TextError(ModelCoreError):
 
     code = "text-empty"
     exit_code = 23
+
+
+class ManifestError(ModelCoreError):
+    """A manifest of recordings to evaluate on is wrong.
+
+    Codes: `manifest-missing`, `manifest-format`.
+    """
+
+    code = "manifest-format"
+    exit_code = 31

@@ -1,7 +1,8 @@
-"""How well a transcript matches: word error rate and term accuracy, with one stated normalisation.
+"""How well a transcript matches: word and character error rate and term accuracy.
 
 Normalisation: Unicode NFKC, lower case, hyphens and dashes to spaces, everything but letters,
-marks, digits and apostrophes to spaces. Numbers are not rewritten ("5" and "five" differ).
+marks, digits and apostrophes to spaces, apostrophes at a word's ends dropped. Numbers are not
+rewritten ("5" and "five" differ), nor accents ("numero" and "número" differ).
 """
 
 from __future__ import annotations
@@ -45,19 +46,41 @@ def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> flo
 
     Raises ValueError for sequences of unequal length or references without any word.
     """
-    pairs = [
+    return _error_rate(_normalised(references, hypotheses))
+
+
+def character_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
+    """The same for characters, the spaces between words left out.
+
+    For languages that write no spaces, and where one wrong ending should not cost a whole word.
+    Raises ValueError like `word_error_rate`.
+    """
+    pairs = _normalised(references, hypotheses)
+    return _error_rate([(_spelt(reference), _spelt(heard)) for reference, heard in pairs])
+
+
+def _normalised(references: Sequence[str], hypotheses: Sequence[str]) -> list[tuple[str, str]]:
+    return [
         (normalise(reference), normalise(hypothesis))
         for reference, hypothesis in zip(references, hypotheses, strict=True)
     ]
-    words = sum(len(reference.split()) for reference, _ in pairs)
-    if words == 0:
+
+
+def _spelt(text: str) -> str:
+    """Each character as a word of its own."""
+    return " ".join(text.replace(" ", ""))
+
+
+def _error_rate(pairs: Sequence[tuple[str, str]]) -> float:
+    total = sum(len(reference.split()) for reference, _ in pairs)
+    if total == 0:
         raise ValueError("the references have no words")
     spoken = [pair for pair in pairs if pair[0]]
     # jiwer takes no empty reference: what was heard in silence is all insertions.
     inserted = sum(len(hypothesis.split()) for reference, hypothesis in pairs if not reference)
     output = jiwer.process_words([r for r, _ in spoken], [h for _, h in spoken])
     errors = output.substitutions + output.deletions + output.insertions + inserted
-    return float(errors) / words
+    return float(errors) / total
 
 
 def term_accuracy(

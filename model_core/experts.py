@@ -17,6 +17,7 @@ E experts, D model width, F expert hidden width, B batch, T time.
 # ruff: noqa: N815
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 Kernel = Literal["auto", "grouped", "loop"]
+Weighting = Literal["mean", "sum"]
 _GROUPED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _STRIDE_ALIGNMENT_BYTES = 16
 
@@ -139,12 +141,17 @@ class StackedExperts(nn.Module):
 
 
 class MixtureFeedForward(nn.Module):
-    """Feed-forward block x_BTD → y_BTD: shared half plus routed experts.
+    """Feed-forward block x_BTD → y_BTD: shared part plus routed experts.
 
-    At top-1 the routed part has weight p / stop_gradient(p): exactly 1 in value, so that experts
-    copied from a dense block reproduce it, with a gradient for the router where the router trains.
-    With a frozen router the weight is the constant 1, which is that function's true derivative.
-    At top-k > 1 the chosen probabilities are renormalised to sum to one.
+    `weighting` says how a token's experts add up. "mean": the chosen probabilities renormalised to
+    sum to one, so that experts copied from a dense block reproduce it. "sum": weight 1 each, so
+    that experts that share out a dense block's neurons make it up.
+
+    A weight that is always 1 ("sum", or "mean" at top-1) is p / stop_gradient(p) where the router
+    trains: exactly 1 in value, with a gradient for the router. With a frozen router it is the
+    constant 1, which is that function's true derivative.
+
+    A shared part of no hidden units is the output bias alone.
     """
 
     def __init__(
@@ -156,11 +163,15 @@ class MixtureFeedForward(nn.Module):
         experts: int,
         top_k: int,
         activation: Callable[[Tensor], Tensor],
+        weighting: Weighting = "mean",
     ) -> None:
         super().__init__()
         self.top_k = top_k
-        self.shared_up = nn.Linear(width, shared_hidden)
-        self.shared_down = nn.Linear(shared_hidden, width)
+        self.weighting: Weighting = weighting
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors", UserWarning)
+            self.shared_up = nn.Linear(width, shared_hidden)
+            self.shared_down = nn.Linear(shared_hidden, width)
         self.router = nn.Linear(width, experts, bias=False)
         self.experts = StackedExperts(experts, width, expert_hidden, activation)
         self.activation = activation
@@ -169,7 +180,7 @@ class MixtureFeedForward(nn.Module):
         """The routing of each token, a function of that token's activation alone."""
         p_NE = self.router(x_ND).float().softmax(-1)
         p_NK, expert_NK = p_NE.topk(self.top_k, dim=-1)
-        if self.top_k > 1:
+        if self.weighting == "mean" and self.top_k > 1:
             weight_NK = p_NK / p_NK.sum(-1, keepdim=True)
         elif self.router.weight.requires_grad:
             weight_NK = p_NK / p_NK.detach()

@@ -29,6 +29,7 @@ from model_core.errors import AudioError
 
 FFT_SAMPLES = 400
 HOP_SAMPLES = 160
+EDGE_SAMPLES = FFT_SAMPLES // 2  # a frame's centre lies that far behind its first sample
 MAX_WINDOW_S = 30.0
 MIN_WINDOW_S = 10.0
 MARGIN_S = 3.0
@@ -72,20 +73,36 @@ def log_mel(clips: Sequence[Tensor], duration_s: float, mel_bins: int = 80) -> T
     (audio-too-long) for a clip that the window would cut.
     """
     frames = window_frames(duration_s)
-    longest = max(clip.shape[-1] for clip in clips)
-    if longest > frames * HOP_SAMPLES:
-        raise AudioError(
-            f"a clip of {longest / RATE_HZ:.2f} s does not fit a window of {duration_s:.2f} s",
-            remedy="choose a longer window (at most 30 s), or cut the recording at a pause",
-            code="audio-too-long",
-        )
+    require_fits(max(clip.shape[-1] for clip in clips), duration_s)
     # One transform more than is cut, so that no kept frame sees the reflected edge.
     length = min(frames * HOP_SAMPLES + FFT_SAMPLES, int(MAX_WINDOW_S * RATE_HZ))
     padded_BN = torch.stack([functional.pad(c, (0, length - c.shape[-1])) for c in clips])
+    edges = (EDGE_SAMPLES, EDGE_SAMPLES)
+    reflected_BN = functional.pad(padded_BN[:, None], edges, mode="reflect")[:, 0]
+    return compress(log_power(reflected_BN, mel_bins)[..., :frames])
+
+
+def require_fits(samples: int, duration_s: float) -> None:
+    """Raise AudioError (audio-too-long) for a clip that a window would cut."""
+    if samples > window_frames(duration_s) * HOP_SAMPLES:
+        raise AudioError(
+            f"a clip of {samples / RATE_HZ:.2f} s does not fit a window of {duration_s:.2f} s",
+            remedy="choose a longer window (at most 30 s), or cut the recording at a pause",
+            code="audio-too-long",
+        )
+
+
+def log_power(samples_BN: Tensor, mel_bins: int) -> Tensor:
+    """log₁₀ of mel power of every whole frame that starts in the samples: [B, N] → [B, M, T]."""
     window = torch.hann_window(FFT_SAMPLES)
-    spectrum = torch.stft(padded_BN, FFT_SAMPLES, HOP_SAMPLES, window=window, return_complex=True)
-    power_BFT = spectrum[..., :frames].abs() ** 2
-    log_BMT = (_mel_filters(mel_bins) @ power_BFT).clamp(min=_FLOOR).log10()
+    spectrum = torch.stft(
+        samples_BN, FFT_SAMPLES, HOP_SAMPLES, window=window, center=False, return_complex=True
+    )
+    return (_mel_filters(mel_bins) @ spectrum.abs() ** 2).clamp(min=_FLOOR).log10()
+
+
+def compress(log_BMT: Tensor) -> Tensor:
+    """Whisper's scale: each clip's 80 dB below its own peak, to about [-1, 1]."""
     peak_B11 = log_BMT.amax(dim=(1, 2), keepdim=True)
     return (torch.maximum(log_BMT, peak_B11 - _DYNAMIC_RANGE_LOG10) + 4.0) / 4.0
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import WhisperForConditionalGeneration
 
+from model_core.augment import Augmentation
 from model_core.base import SpeechBase
 from model_core.errors import TextError
 from model_core.features import encode_mel, log_mel
@@ -85,17 +86,33 @@ def collate(examples: Sequence[Example], pad: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.inference_mode()
-def encode(base: SpeechBase, samples: Sequence[Tensor], window_s: float) -> Tensor:
+def encode(
+    base: SpeechBase,
+    samples: Sequence[Tensor],
+    window_s: float,
+    augmentation: Augmentation | None = None,
+    keys: Sequence[str] = (),
+) -> Tensor:
     """Encoder states of 16 kHz mono clips in one common window: [B, S, D] float16.
 
-    Raises AudioError (audio-too-long) for a clip that the window would cut.
+    With an augmentation each clip needs its own key, which alone decides what happens to it
+    (`model_core.augment`); the window must have room for the slowest speed. Raises AudioError
+    (audio-too-long) for a clip that the window would cut.
     """
-    encoder = base.model.model.encoder
+    mel_bins = base.model.config.num_mel_bins
+    if augmentation is not None:
+        pairs = zip(samples, keys, strict=True)
+        samples = [augmentation.waveform(clip, key) for clip, key in pairs]
     pieces = []
     for start in range(0, len(samples), _ENCODE_BATCH):
         batch = samples[start : start + _ENCODE_BATCH]
-        mel_BMT = log_mel(batch, window_s, base.model.config.num_mel_bins)
-        pieces.append(encode_mel(encoder, mel_BMT).half())
+        mel_BMT = log_mel(batch, window_s, mel_bins)
+        if augmentation is not None:
+            rows = zip(mel_BMT, batch, keys[start : start + _ENCODE_BATCH], strict=True)
+            mel_BMT = torch.stack(
+                [augmentation.spectrum(mel_MT, len(clip), key) for mel_MT, clip, key in rows]
+            )
+        pieces.append(encode_mel(base.model.model.encoder, mel_BMT).half())
     # A clone outside inference mode may take part in autograd.
     with torch.inference_mode(mode=False):
         return torch.cat(pieces).clone()

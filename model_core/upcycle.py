@@ -1,10 +1,16 @@
-"""Turn a dense Whisper into a mixture of experts without changing what it computes.
+"""Turn a dense Whisper into a mixture of experts: one dial, three variants.
 
-Sparse upcycling (Komatsuzaki et al. 2022) with a shared part: the hidden units of every
-feed-forward block are split; the first `shared_fraction` become the shared part, the rest are
-copied into E experts of which each token uses `top_k`. Since all experts start equal and the
-weights of a token's experts sum to one, the block's output at initialisation equals the dense
-block's, whatever the router says, at the same number of active multiplications (top-1).
+Sparse upcycling (Komatsuzaki et al. 2022) and its reverse. Per feed-forward block:
+
+* `upcycled-shared`: the first `shared_fraction` of the hidden units become the shared part, the
+  rest are copied into E experts of which each token uses `top_k`. Since all experts start equal and
+  the weights of a token's experts sum to one, the output at initialisation equals the dense
+  block's, whatever the router says, at the same number of active multiplications (top-1);
+* `copied`: the same without a shared part: E copies of the whole block, the most capacity at equal
+  compute;
+* `split`: the units are shared out, not copied (`model_core.split`): a shared part and E clusters,
+  of which each token runs `top_k`. Fewer active units, so less compute; equal to the dense block
+  where `top_k` is E, an approximation to be distilled below that.
 
 Whisper's layers compute fc2(activation(fc1(x))). The mixture takes the slot `fc1` and the other
 two become identities, so the layers' own forward functions, and with them transformers' caches and
@@ -14,7 +20,10 @@ attention kernels, stay as released.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,33 +31,82 @@ from transformers import WhisperForConditionalGeneration
 
 from model_core.errors import WeightsError
 from model_core.experts import MixtureFeedForward
+from model_core.split import cluster_neurons
+
+Variant = Literal["upcycled-shared", "copied", "split"]
+_ALIGNMENT = 8  # units; grouped matrix products want strides of 16 bytes in float16 too
 
 
 @dataclass(frozen=True)
 class MixtureConfig:
-    """How the feed-forward blocks are split.
+    """How the feed-forward blocks are split. `mixture_named` has a good one of each variant.
 
     Attributes:
         experts: E, routed experts per block.
-        shared_fraction: part of the dense block's hidden units that every token uses.
+        shared_fraction: part of the dense block's hidden units that every token uses; 0 for
+            `copied`, a lower bound for `split`, whose experts have a multiple of 8 units.
         top_k: experts per token.
-        seed: of the routers' random directions.
+        seed: of the routers' random directions, and of the clusters of `split`.
+        variant: what becomes of the units that are not shared.
     """
 
     experts: int = 4
     shared_fraction: float = 0.5
     top_k: int = 1
     seed: int = 0
+    variant: Variant = "upcycled-shared"
 
     def __post_init__(self) -> None:
         """Check ranges. Raises WeightsError."""
+        known = self.variant in get_args(Variant)
         in_range = self.experts >= 1 and 1 <= self.top_k <= self.experts
-        if not (in_range and 0 < self.shared_fraction < 1):
+        if self.variant == "copied":
+            shares = self.shared_fraction == 0
+        else:
+            shares = 0 < self.shared_fraction < 1
+        if not (known and in_range and shares):
             raise WeightsError(
-                f"a mixture of {self.experts} experts, top-{self.top_k}, with shared fraction "
-                f"{self.shared_fraction} cannot be built",
-                remedy="use at least one expert, 1 ≤ top_k ≤ experts and 0 < shared_fraction < 1",
+                f"a mixture {self.variant} of {self.experts} experts, top-{self.top_k}, with "
+                f"shared fraction {self.shared_fraction} cannot be built",
+                remedy="use at least one expert, 1 ≤ top_k ≤ experts and 0 < shared_fraction < 1 "
+                f"(0 for copied); the variants are {', '.join(get_args(Variant))}",
             )
+
+    def sizes(self, hidden: int) -> tuple[int, int]:
+        """Units of the shared part and of one expert, for a dense block of `hidden` units.
+
+        Raises WeightsError where an expert would have none.
+        """
+        shared = round(hidden * self.shared_fraction)
+        if self.variant != "split":
+            return shared, hidden - shared
+        each = (hidden - shared) // self.experts
+        each = each // _ALIGNMENT * _ALIGNMENT or each
+        if each == 0:
+            raise WeightsError(
+                f"{hidden - shared} hidden units cannot be split among {self.experts} experts",
+                remedy="ask for fewer experts",
+            )
+        return hidden - each * self.experts, each
+
+
+MIXTURES: Mapping[str, MixtureConfig] = MappingProxyType(
+    {
+        "upcycled-shared": MixtureConfig(),
+        "copied": MixtureConfig(shared_fraction=0.0, variant="copied"),
+        "split": MixtureConfig(experts=8, shared_fraction=0.25, top_k=3, variant="split"),
+    }
+)
+
+
+def mixture_named(name: str) -> MixtureConfig:
+    """The mixture of a variant's name. Raises WeightsError for an unknown one."""
+    found = MIXTURES.get(name)
+    if found is None:
+        raise WeightsError(
+            f"there is no mixture {name!r}", remedy=f"choose one of {', '.join(MIXTURES)}"
+        )
+    return found
 
 
 def feed_forward_layers(model: WhisperForConditionalGeneration) -> list[nn.Module]:
@@ -62,23 +120,23 @@ def mixtures(model: WhisperForConditionalGeneration) -> list[MixtureFeedForward]
 
 
 def upcycle(
-    model: WhisperForConditionalGeneration,
-    experts: int = 4,
-    shared_fraction: float = 0.5,
-    top_k: int = 1,
-    seed: int = 0,
+    model: WhisperForConditionalGeneration, config: MixtureConfig | None = None
 ) -> WhisperForConditionalGeneration:
     """Replace every feed-forward block by a mixture, in place; returns the same model, frozen.
 
-    Router weights are drawn from a generator seeded by `seed` and rounded to float16, so that a
-    base stored in half precision is the base that was prepared.
+    Router weights are drawn from a generator seeded by the configuration (for `split` they are the
+    clusters' centres) and rounded to float16, so that a base stored in half precision is the base
+    that was prepared.
     """
-    config = MixtureConfig(experts, shared_fraction, top_k, seed)
+    config = config or MixtureConfig()
     generator = torch.Generator().manual_seed(config.seed)
     for layer in feed_forward_layers(model):
         mixture = _empty_mixture(layer, config)
-        _copy_dense(layer, mixture)
-        _draw_router(mixture.router.weight, generator)
+        if config.variant == "split":
+            _split_dense(layer, mixture, config)
+        else:
+            _copy_dense(layer, mixture)
+            _draw_router(mixture.router.weight, generator)
         _install(layer, mixture)
     return model.requires_grad_(False).eval()
 
@@ -116,14 +174,15 @@ def _empty_mixture(layer: nn.Module, config: MixtureConfig) -> MixtureFeedForwar
             "the model's feed-forward blocks are not dense: it is already a mixture",
             remedy="upcycle the original checkpoint",
         )
-    shared_hidden = round(fc1.out_features * config.shared_fraction)
+    shared_hidden, expert_hidden = config.sizes(fc1.out_features)
     with torch.device("meta"):
         mixture = MixtureFeedForward(
             width=fc1.in_features,
             shared_hidden=shared_hidden,
-            expert_hidden=fc1.out_features - shared_hidden,
+            expert_hidden=expert_hidden,
             experts=config.experts,
             top_k=config.top_k,
+            weighting="sum" if config.variant == "split" else "mean",
             activation=layer.activation_fn,  # type: ignore[arg-type]
         )
     return mixture.to(fc1.weight.dtype).to_empty(device=fc1.weight.device)
@@ -141,6 +200,27 @@ def _copy_dense(layer: nn.Module, mixture: MixtureFeedForward) -> None:
     mixture.experts.up_proj.copy_(fc1.weight[cut:].expand_as(mixture.experts.up_proj))
     mixture.experts.up_proj_bias.copy_(fc1.bias[cut:].expand_as(mixture.experts.up_proj_bias))
     mixture.experts.down_proj.copy_(fc2.weight[:, cut:].expand_as(mixture.experts.down_proj))
+
+
+@torch.no_grad()
+def _split_dense(layer: nn.Module, mixture: MixtureFeedForward, config: MixtureConfig) -> None:
+    fc1: nn.Linear = layer.fc1  # type: ignore[assignment]
+    fc2: nn.Linear = layer.fc2  # type: ignore[assignment]
+    split = cluster_neurons(
+        layer,
+        shared=mixture.shared_up.out_features,
+        experts=config.experts,
+        top_k=config.top_k,
+        seed=config.seed,
+    )
+    mixture.shared_up.weight.copy_(fc1.weight[split.shared_S])
+    mixture.shared_up.bias.copy_(fc1.bias[split.shared_S])
+    mixture.shared_down.weight.copy_(fc2.weight[:, split.shared_S])
+    mixture.shared_down.bias.copy_(fc2.bias + split.skipped_mean_D.half())
+    mixture.experts.up_proj.copy_(fc1.weight[split.expert_EH])
+    mixture.experts.up_proj_bias.copy_(fc1.bias[split.expert_EH])
+    mixture.experts.down_proj.copy_(fc2.weight.t()[split.expert_EH].transpose(1, 2))
+    mixture.router.weight.copy_(split.router_ED.half())
 
 
 @torch.no_grad()

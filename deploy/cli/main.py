@@ -15,7 +15,17 @@ from typing import Annotated, Any, Protocol, runtime_checkable
 import click
 import typer
 
-from deploy.cli import base, coordinator, demo, doctor, ledger, rounds, site, transcribe
+from deploy.cli import (
+    base,
+    coordinator,
+    demo,
+    doctor,
+    evaluate,
+    ledger,
+    rounds,
+    site,
+    transcribe,
+)
 from deploy.cli.output import emit_error
 
 EXIT_INTERNAL = 1
@@ -38,6 +48,7 @@ app.add_typer(ledger.app, name="ledger")
 app.add_typer(base.app, name="base")
 app.command("demo", epilog=demo.EXAMPLE)(demo.demo)
 app.command("transcribe", epilog=transcribe.EXAMPLE)(transcribe.transcribe)
+app.command("evaluate", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
 app.command("doctor", epilog=doctor.EXAMPLE)(doctor.doctor)
 
 

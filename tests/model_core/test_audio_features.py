@@ -48,14 +48,19 @@ def test_compressed_container(tmp_path):
     assert 0.3 < decoded[4_000:12_000].square().mean().sqrt() < 0.4
 
 
-@pytest.mark.parametrize("fault", ["missing", "zero-bytes", "no-samples", "text", "folder"])
+@pytest.mark.parametrize("fault", ["missing", "zero-bytes", "no-samples", "text", "folder", "nan"])
 def test_faults_have_codes(tmp_path, fault):
     path = tmp_path / "a.wav"
     code = {"missing": "audio-missing", "folder": "audio-missing", "text": "audio-unreadable"}
+    code["nan"] = "audio-unreadable"
     if fault == "zero-bytes":
         path.write_bytes(b"")
     elif fault == "no-samples":
         soundfile.write(path, np.zeros(0, np.float32), RATE_HZ)
+    elif fault == "nan":
+        samples = tone(0.1, RATE_HZ)
+        samples[7] = np.nan
+        soundfile.write(path, samples, RATE_HZ, subtype="FLOAT")
     elif fault == "text":
         path.write_text("this is no sound")
     elif fault == "folder":
@@ -74,6 +79,18 @@ def test_truncated_file_is_read_or_refused_cleanly(tmp_path):
         (tmp_path / "cut.flac").write_bytes(data[:length])
         with contextlib.suppress(AudioError):  # anything but AudioError fails the test
             assert 0 < len(read_audio(tmp_path / "cut.flac")) <= RATE_HZ
+
+
+@pytest.mark.parametrize("peak", [1e-30, 1e-4, 1.0, 30.0, 1e30])
+def test_any_loudness_is_read_and_has_finite_features(tmp_path, peak):
+    soundfile.write(tmp_path / "a.wav", 2 * peak * tone(0.5, 8_000), 8_000, subtype="FLOAT")
+    decoded = read_audio(tmp_path / "a.wav")
+    assert float(decoded.abs().max()) == pytest.approx(min(peak, 1), rel=0.05)
+    features = log_mel([decoded], 1.0)
+    assert torch.isfinite(features).all()
+    if peak >= 1:  # turned down, not clipped: still a tone
+        spectrum = torch.fft.rfft(decoded[2_000:6_000]).abs()
+        assert spectrum.max() > 20 * spectrum[300:].max()
 
 
 @pytest.mark.parametrize("mel_bins", [80, 128])

@@ -27,6 +27,13 @@ def test_round_trip(base, folder):
     assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.float32}
 
 
+def test_base_written_before_there_were_variants_still_loads(base, folder):
+    config = json.loads((folder / "config.json").read_text())
+    del config["auricle"]["mixture"]["variant"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert load_base(folder, base.base_sha256).mixture == base.mixture
+
+
 def test_half_precision_on_disk_where_exact(folder):
     stored = load_file(folder / "model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.float16}

@@ -4,7 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_core.evaluate import TermScore, normalise, term_accuracy, word_error_rate
+from model_core.evaluate import (
+    TermScore,
+    character_error_rate,
+    normalise,
+    term_accuracy,
+    word_error_rate,
+)
 
 WORDS = st.lists(st.sampled_from(["lien", "sinking", "fund", "warfarin", "the"]), min_size=1)
 SENTENCE = WORDS.map(" ".join)
@@ -67,3 +73,15 @@ def test_each_occurrence_counts_and_the_longest_term_wins():
     heard = ["a subordinate debenture and a lien", "lien lien lien"]
     assert term_accuracy(references, heard, terms) == TermScore(right=1, total=3)
     assert TermScore(0, 0).accuracy == 0
+
+
+def test_characters_count_without_spaces():
+    assert character_error_rate(["On call"], ["oncall."]) == 0
+    assert character_error_rate(["abcd", "ef"], ["abxd", "ef"]) == pytest.approx(1 / 6)
+    assert character_error_rate(["打开账户"], ["打开帐户"]) == pytest.approx(1 / 4)
+
+
+@given(st.lists(SENTENCE, min_size=1, max_size=5))
+def test_character_and_word_errors_agree_on_all_and_nothing(texts):
+    assert character_error_rate(texts, texts) == 0
+    assert character_error_rate(texts, [""] * len(texts)) == 1

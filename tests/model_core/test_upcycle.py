@@ -10,7 +10,7 @@ from model_core.errors import WeightsError
 from model_core.features import encode_mel, log_mel
 from model_core.nano import nano_whisper
 from model_core.transcribe import Transcriber
-from model_core.upcycle import MixtureConfig, base_sha256, mixtures, upcycle
+from model_core.upcycle import MixtureConfig, base_sha256, mixture_named, mixtures, upcycle
 
 
 def logits(model, states_BSD):
@@ -24,7 +24,7 @@ def logits(model, states_BSD):
 @pytest.mark.parametrize("shared_fraction", [0.25, 0.5])
 def test_nano_computes_the_same(top_k, shared_fraction):
     dense = nano_whisper().model
-    mixed = upcycle(copy.deepcopy(dense), 4, shared_fraction, top_k)
+    mixed = upcycle(copy.deepcopy(dense), MixtureConfig(4, shared_fraction, top_k))
     mel_BMT = torch.randn(2, 80, 200)
     with torch.no_grad():
         states = encode_mel(dense.model.encoder, mel_BMT)
@@ -62,7 +62,26 @@ def test_a_mixture_is_not_upcycled_twice(base):
         upcycle(base.model)
 
 
-@pytest.mark.parametrize("wrong", [{"experts": 0}, {"top_k": 5}, {"shared_fraction": 1.0}])
+def test_copied_experts_compute_the_same_without_a_shared_part():
+    dense = nano_whisper().model
+    mixed = upcycle(copy.deepcopy(dense), mixture_named("copied"))
+    assert mixed.model.encoder.layers[0].fc1.shared_up.out_features == 0
+    states = torch.randn(2, 20, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(logits(mixed, states), logits(dense, states), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"experts": 0},
+        {"top_k": 5},
+        {"shared_fraction": 1.0},
+        {"variant": "copied"},
+        {"variant": "split", "shared_fraction": 0.0},
+        {"variant": "dense"},
+    ],
+)
 def test_impossible_mixtures_are_refused(wrong):
     with pytest.raises(WeightsError):
         MixtureConfig(**wrong)

