@@ -50,10 +50,17 @@ class _KeystreamSource:
         """32 key bytes, never the same twice."""
         raise NotImplementedError
 
-    def _words(self, count: int) -> npt.NDArray[np.uint64]:
+    def _keystream(self, size_bytes: int) -> bytes:
         # A zero counter is safe only because no key serves two calls.
-        keystream = Cipher(algorithms.AES256(self._key()), modes.CTR(bytes(16))).encryptor()
-        return np.frombuffer(keystream.update(bytes(count * _WORD_BYTES)), dtype="<u8")
+        cipher = Cipher(algorithms.AES256(self._key()), modes.CTR(bytes(16))).encryptor()
+        return cipher.update(bytes(size_bytes))
+
+    def _words(self, count: int) -> npt.NDArray[np.uint64]:
+        return np.frombuffer(self._keystream(count * _WORD_BYTES), dtype="<u8")
+
+    def random_bytes(self, size_bytes: int) -> bytes:
+        """Uniform bytes, for samplers that compute with integers."""
+        return self._keystream(size_bytes)
 
     def normal(self, size: int) -> torch.Tensor:
         """Standard Gaussian values, float64, shape [size]."""

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
-from privacy import accountant
+from privacy import accountant, renyi
 from privacy.accountant import (
+    ADD_OR_REMOVE_ONE,
+    REPLACE_ONE,
+    Composition,
     MechanismEvent,
     accountant_versions,
     epsilon,
@@ -19,6 +23,7 @@ from privacy.accountant import (
     noise_multiplier_for,
 )
 from privacy.errors import AccountingError
+from privacy.loss_distribution import Composed
 
 DELTA = 1e-6
 REFERENCE = MechanismEvent(sampling_rate=0.05, noise_multiplier=1.031, count=500)
@@ -92,28 +97,24 @@ def test_epsilon_grows_with_rounds_and_falls_with_noise(
 def test_the_known_looseness_of_renyi_is_no_disagreement(
     rate: float, sigma: float, count: int
 ) -> None:
-    event = MechanismEvent(rate, sigma, count)
-    rdp = accountant._rdp_epsilon((event,), DELTA)
-    assert rdp > accountant.RDP_LOOSENESS * epsilon([event], DELTA)
+    rdp = renyi.epsilon_of(count * renyi.divergences(rate, sigma, False), DELTA)
+    assert rdp > accountant.RDP_LOOSENESS * epsilon([MechanismEvent(rate, sigma, count)], DELTA)
 
 
+@pytest.mark.parametrize("adjacency", [ADD_OR_REMOVE_ONE, REPLACE_ONE])
 @pytest.mark.parametrize("factor", [0.5, 1.5])
 def test_accountants_that_disagree_are_refused(
-    monkeypatch: pytest.MonkeyPatch, factor: float
+    monkeypatch: pytest.MonkeyPatch, factor: float, adjacency: str
 ) -> None:
-    honest = accountant._pld_epsilon.__wrapped__
-    monkeypatch.setattr(
-        accountant, "_pld_epsilon", lambda events, delta: factor * honest(events, delta)
-    )
-    accountant._checked_epsilon.cache_clear()
-    accountant._agree_when_repeated.cache_clear()
+    honest = Composed.epsilon
+    monkeypatch.setattr(Composed, "epsilon", lambda self, delta: factor * honest(self, delta))
+    accountant._agrees_when_repeated.cache_clear()
     try:
         with pytest.raises(AccountingError) as caught:
-            epsilon([REFERENCE], DELTA)
+            Composition([replace(REFERENCE, adjacency=adjacency)]).epsilon(DELTA)
         assert caught.value.code == "accounting-refused"
     finally:
-        accountant._checked_epsilon.cache_clear()
-        accountant._agree_when_repeated.cache_clear()
+        accountant._agrees_when_repeated.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -141,7 +142,7 @@ def test_calibration_refuses_the_impossible() -> None:
         {"noise_multiplier": -1.0},
         {"noise_multiplier": math.inf},
         {"count": 0},
-        {"adjacency": "replace_one"},
+        {"adjacency": "replace_two"},
     ],
 )
 def test_impossible_mechanisms_are_refused(fields: dict[str, object]) -> None:
