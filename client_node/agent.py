@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 from client_node.errors import RefusalError, refusal_code
@@ -23,8 +23,8 @@ from client_node.store import PlanBook
 from privacy.budget import Budget
 from privacy.errors import BudgetError, LedgerError
 from privacy.ledger import Ledger
-from privacy.ledger_entry import TreeHead
 from privacy.parcel import Answer, Parcel, ParcelKind, ReleaseManifest, RoundOrder
+from privacy.peer_heads import PEER_HEAD_CODES, Checkpoint, PeerHeads
 from privacy.plan import JOB_NAME, RoundPlan
 from privacy.signing import (
     Identity,
@@ -38,8 +38,6 @@ from privacy.signing import (
 FLOAT32_BYTES = 4
 _EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 MAX_STATEMENT_BYTES = 4 << 20
-PEER_HEAD_CODES = frozenset({"peer-head-smaller", "peer-head-split"})
-_TREE_ROOT = re.compile(r"[0-9a-f]{64}")
 
 
 class Releases(Protocol):
@@ -79,10 +77,14 @@ class SiteAgent:
         releases: Releases,
         budget: Budget,
         ledger: Ledger,
+        heads: PeerHeads,
         keep_receipt: Callable[[Parcel], None],
         log: SiteLog,
     ) -> None:
-        """Settles rounds that an earlier crash left sealed but unsettled."""
+        """Settles rounds that an earlier crash left sealed but unsettled.
+
+        `heads` is the exchange of tree heads with the coordinator.
+        """
         self._site = site
         self._identity = identity
         self._coordinator = coordinator
@@ -93,6 +95,7 @@ class SiteAgent:
         self._releases = releases
         self._budget = budget
         self._ledger = ledger
+        self._heads = heads
         self._keep_receipt = keep_receipt
         self._log = log
         self._lock = threading.Lock()
@@ -182,7 +185,10 @@ class SiteAgent:
         _require(1 <= order.round <= plan.rounds, "round-out-of-range")
         _require(order.round > self._rounds.last_round(order.job), "round-stale")
         self._veto(plan)
-        self._note_head(order.job, order.tree_size, order.tree_head)
+        with _coordinators_ledger():
+            self._heads.take(
+                Checkpoint(order.tree_size, order.tree_head, order.peer_size, order.proofs)
+            )
         return self._rounds.run(plan, basis, order, vector)
 
     def _release(self, asked: _Asked, manifest: ReleaseManifest, parcel: Parcel) -> Parcel:
@@ -190,7 +196,8 @@ class SiteAgent:
         if (known := self._plans.find(manifest.job)) is not None:
             plan = RoundPlan.from_json(known[0])
             _require(plan.sha256 == manifest.plan_sha256, "plan-mismatch")
-        self._note_head(manifest.job, manifest.tree_size, manifest.tree_head)
+        with _coordinators_ledger():
+            self._heads.note(manifest.tree_size, manifest.tree_head)
         staged = self._releases.stage(parcel.statement, parcel.payload)
         self._releases.activate(staged.release)
         self._ledger.append(
@@ -236,29 +243,6 @@ class SiteAgent:
             )
         return RoundPlan.from_json(known[0]), known[1]
 
-    def _note_head(self, job: str, size: int, root: str) -> None:
-        """Remember the coordinator's ledger head; it may only grow, in a job and over all jobs.
-
-        Within a job order is strict. Over all jobs a smaller head may be an order that waited
-        while another job went on, so it only must not contradict a head of its own size.
-        """
-        _require(size >= 0 and _TREE_ROOT.fullmatch(root) is not None, "parcel-invalid")
-        log = f"coordinator/{self._coordinator.key_id[:16]}"
-        try:
-            self._ledger.note_head(TreeHead(f"{log}/{job}", size, root))
-            noted = self._ledger.noted_heads(log)
-            if not noted or size >= noted[-1].size:
-                self._ledger.note_head(TreeHead(log, size, root))
-            else:
-                same = [head.root for head in noted if head.size == size]
-                _require(same in ([], [root]), "ledger-rewound")
-        except LedgerError as error:
-            if error.code not in PEER_HEAD_CODES:
-                raise
-            raise RefusalError(
-                "ledger-rewound", error.problem, remedy="compare the coordinator's ledger exports"
-            ) from error
-
     def _refuse(self, asked: _Asked, error: Exception) -> Parcel:
         code = refusal_code(error)
         self._log.event(f"refused-{code}", round=asked.round)
@@ -281,10 +265,22 @@ class SiteAgent:
             site=self._site,
             subject_sha256=asked.subject_sha256,
             code=code,
+            peer_size=self._heads.held(),
         )
         parcel = Parcel(kind, seal(answer, self._identity))
         self._keep_receipt(parcel)
         return parcel
+
+
+@contextmanager
+def _coordinators_ledger() -> Iterator[None]:
+    """What is wrong with the coordinator's ledger refuses its parcel; ours is not at fault."""
+    try:
+        yield
+    except LedgerError as error:
+        if error.code not in PEER_HEAD_CODES:
+            raise
+        raise RefusalError(error.code, error.problem, remedy=error.remedy) from error
 
 
 def _require_names(job: str, round_: int = 0) -> None:

@@ -24,6 +24,7 @@ from model_core.base import SpeechBase, load_base
 from privacy.budget import Budget
 from privacy.ledger import Ledger
 from privacy.parcel import Parcel, ReleaseManifest
+from privacy.private_log import PrivateLog
 from privacy.random_source import RandomSource, SystemRandomSource
 from privacy.receipt import write_receipt
 from privacy.store import open_engine
@@ -103,6 +104,8 @@ def open_agent(
     identity, coordinator = load_keys(home).identity, trusted_coordinator(home)
     policy = SitePolicy.load(home.policy)
     ledger = Ledger(engine, identity, f"site/{site}", clock)
+    private_log = PrivateLog(engine, identity, ledger.log_id, clock)
+    heads = ledger.peer(f"coordinator/{coordinator.key_id[:16]}")
     budget = Budget(engine, site, policy.caps, ledger.append)
     require_whole_spend(engine, site, home.receipts)
     trainer = make_trainer(parts)
@@ -116,6 +119,8 @@ def open_agent(
         trainer=trainer,
         budget=budget,
         ledger=ledger,
+        private_log=private_log,
+        heads=heads,
         outbox=Outbox(engine),
         keep_receipt=keep_receipt,
         code_version=code_version(),
@@ -136,6 +141,7 @@ def open_agent(
         ),
         budget=budget,
         ledger=ledger,
+        heads=heads,
         keep_receipt=keep_receipt,
         log=log,
     )

@@ -1,4 +1,4 @@
-"""Withdrawal of consent: never sampled again, cached states deleted, and the ledger says when."""
+"""Withdrawal of consent: never sampled again, cached states deleted, and the private log says when."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from pathlib import Path
 
 from client_node.features import forget_states
 from client_node.store import SiteStore
-from privacy.ledger import Ledger
+from privacy.private_log import PrivateLog
 
 
-def withdraw_consent(subject: str, store: SiteStore, features: Path, ledger: Ledger) -> int:
+def withdraw_consent(subject: str, store: SiteStore, features: Path, log: PrivateLog) -> int:
     """Withdraw `subject`'s consent; returns how many recordings it concerns.
 
     Takes effect at the next round's sampling. Adapters trained before stay as they are: their
@@ -17,6 +17,7 @@ def withdraw_consent(subject: str, store: SiteStore, features: Path, ledger: Led
     """
     hashes = store.withdraw_consent(subject)
     forget_states(features, hashes)
-    # A count of one and no name: the ledger is shown to auditors.
-    ledger.append("consent.withdrawn", {"subjects": 1, "recordings": len(hashes)})
+    # A count of one and no name: the log is shown to auditors. On the ledger the entry would be
+    # counted by the coordinator, which sees the ledger's size each round.
+    log.append("consent.withdrawn", {"subjects": 1, "recordings": len(hashes)})
     return len(hashes)

@@ -7,6 +7,7 @@ the coordinator is a code from `REFUSAL_CODES` and nothing else (invariant I5).
 from __future__ import annotations
 
 from privacy.errors import AuricleError
+from privacy.peer_heads import PEER_HEAD_CODES
 
 REFUSAL_CODES = frozenset(
     {
@@ -27,7 +28,8 @@ REFUSAL_CODES = frozenset(
         "round-stale",
         "round-conflict",
         "round-interrupted",
-        "ledger-rewound",
+        # The coordinator's ledger, or what it says of ours (`privacy.peer_heads`).
+        *PEER_HEAD_CODES,
         # This site's own policy.
         "policy-site",
         "policy-coordinator",

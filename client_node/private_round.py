@@ -23,7 +23,9 @@ from privacy.errors import AuricleError
 from privacy.ledger import Ledger
 from privacy.ledger_events import TRAINED, MechanismRun, TrainedRound
 from privacy.parcel import Parcel, RoundOrder, UpdateHeader
+from privacy.peer_heads import PeerHeads
 from privacy.plan import RoundPlan
+from privacy.private_log import PRIVATE_ROOT, PrivateLog
 from privacy.signing import Identity, seal
 
 
@@ -37,6 +39,10 @@ class Trainer(Protocol):
 
     def check(self, plan: RoundPlan, basis: bytes) -> None:
         """Attach the plan's adapter. Raises with a refusal code where this site cannot."""
+        ...
+
+    def check_weights(self, plan: RoundPlan, basis: bytes, vector: bytes) -> None:
+        """Refuse weights at which clipping would bound nobody; touches no recording."""
         ...
 
     def train(self, plan: RoundPlan, basis: bytes, round_: int, vector: bytes) -> bytes:
@@ -55,16 +61,23 @@ class PrivateRounds:
         trainer: Trainer,
         budget: Budget,
         ledger: Ledger,
+        private_log: PrivateLog,
+        heads: PeerHeads,
         outbox: Outbox,
         keep_receipt: Callable[[Parcel], None],
         code_version: str,
     ) -> None:
-        """`keep_receipt` stores the exact bytes of a parcel that is about to leave."""
+        """`heads` is the exchange of tree heads with the coordinator.
+
+        `keep_receipt` stores the exact bytes of a parcel that is about to leave.
+        """
         self._site = site
         self._identity = identity
         self._trainer = trainer
         self._budget = budget
         self._ledger = ledger
+        self._private_log = private_log
+        self._heads = heads
         self._outbox = outbox
         self._keep_receipt = keep_receipt
         self._code_version = code_version
@@ -80,10 +93,11 @@ class PrivateRounds:
     def run(self, plan: RoundPlan, basis: bytes, order: RoundOrder, vector: bytes) -> Parcel:
         """Train and seal one round. The caller has verified plan and order.
 
-        Raises BudgetError before anything is drawn; RefusalError("round-interrupted") where the
+        Raises RefusalError for weights out of range and BudgetError, before anything is spent; RefusalError("round-interrupted") where the
         round was begun before; whatever the trainer raises, and then the reservation stays spent.
         """
         require_trainable(vector)
+        self._trainer.check_weights(plan, basis, vector)
         # The reservation is on disk and on the ledger before anything is drawn under it.
         reservation = self._budget.reserve(plan, order.round)
         if not reservation.fresh:
@@ -93,7 +107,9 @@ class PrivateRounds:
                 remedy="nothing to do: the next round can run",
             )
         payload = self._train(plan, basis, order.round, vector)
-        self._ledger.append(TRAINED, self._trained(plan, order.round).fields())
+        # One entry of the ledger for each round, whatever the private log has grown by.
+        bound = {PRIVATE_ROOT: self._private_log.bind(plan.job, order.round)}
+        self._ledger.append(TRAINED, self._trained(plan, order.round).fields() | bound)
         update = self._seal(order, payload)
         self._outbox.seal(
             order.job,
@@ -142,7 +158,7 @@ class PrivateRounds:
         )
 
     def _seal(self, order: RoundOrder, payload: bytes) -> Parcel:
-        head = self._ledger.tree_head()
+        head = self._heads.show()
         header = UpdateHeader(
             job=order.job,
             round=order.round,
@@ -152,6 +168,8 @@ class PrivateRounds:
             size_bytes=len(payload),
             tree_head=head.root,
             tree_size=head.size,
+            peer_size=head.peer_size,
+            proofs=head.proofs,
         )
         return Parcel("update", seal(header, self._identity), payload)
 

@@ -88,24 +88,21 @@ class SpeechTrainer:
         """
         self._attach(plan, basis)
 
-    def train(self, plan: RoundPlan, basis: bytes, round_: int, vector: bytes) -> bytes:
-        """One round from the adapter's numbers `vector`, both packed as [D] little-endian float32.
+    def check_weights(self, plan: RoundPlan, basis: bytes, vector: bytes) -> None:
+        """Load the adapter's numbers `vector`, packed as [D] little-endian float32.
 
         `vector` has passed `client_node.weights.require_trainable`: beyond it clipping bounds
         nobody. Raises RefusalError ("payload-mismatch" where `vector` is not D finite numbers,
-        "weights-out-of-range" where the adapter outweighs a layer).
+        "weights-out-of-range" where the adapter outweighs a layer). Reads no recording.
         """
-        attached = self._attach(plan, basis)
-        try:
-            vector_D = torch.frombuffer(bytearray(vector), dtype=torch.float32)
-            attached.adapter.load_vector(vector_D)
-        except (AdapterError, ValueError) as error:
-            raise RefusalError(
-                "payload-mismatch",
-                "the adapter's numbers are not those of the plan",
-                remedy=_DISAGREE,
-            ) from error
-        require_bounded(attached.adapter)
+        self._load(plan, basis, vector)
+
+    def train(self, plan: RoundPlan, basis: bytes, round_: int, vector: bytes) -> bytes:
+        """One round from the adapter's numbers `vector`, both packed as [D] little-endian float32.
+
+        Raises RefusalError as `check_weights` does.
+        """
+        attached = self._load(plan, basis, vector)
         subjects = self._store.trainable_subjects()
         chosen = self._source.poisson_sample(len(subjects), plan.sampling_rate)
         cohort = [subjects[index] for index in chosen]
@@ -118,6 +115,20 @@ class SpeechTrainer:
             )
         noisy_D = privatise(sum_D, plan, self._source)
         return noisy_D.numpy().astype("<f4").tobytes()
+
+    def _load(self, plan: RoundPlan, basis: bytes, vector: bytes) -> _Attached:
+        attached = self._attach(plan, basis)
+        try:
+            vector_D = torch.frombuffer(bytearray(vector), dtype=torch.float32)
+            attached.adapter.load_vector(vector_D)
+        except (AdapterError, ValueError) as error:
+            raise RefusalError(
+                "payload-mismatch",
+                "the adapter's numbers are not those of the plan",
+                remedy=_DISAGREE,
+            ) from error
+        require_bounded(attached.adapter)
+        return attached
 
     def _rows(
         self, cohort: list[int], cap: int, round_: int, context_weight: float = 1.0

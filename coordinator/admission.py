@@ -16,6 +16,7 @@ from coordinator.aggregate import unpack
 from coordinator.errors import AdmissionError
 from privacy.errors import AuricleError
 from privacy.parcel import Parcel, UpdateHeader
+from privacy.peer_heads import PEER_HEAD_CODES
 from privacy.plan import RoundPlan
 from privacy.signing import PublicIdentity, open_as
 
@@ -37,6 +38,7 @@ HOSTILE_CODES = frozenset(
         "norm-exceeded",
         "noise-missing",
     }
+    | PEER_HEAD_CODES
 )
 
 

@@ -34,3 +34,12 @@ def answer_code(
         return INVALID if answer.code == OK else answer.code
     bound = (answer.job, answer.subject_sha256) == (job, subject_sha256)
     return OK if parcel.kind == expected and bound and answer.code == OK else INVALID
+
+
+def held_size(parcel: Parcel, site: SiteRecord) -> int:
+    """Size of the head of our ledger that `site` signed that it holds; 0 where it signed none."""
+    try:
+        answer = open_as(Answer, parcel.statement, (site.identity,), STATEMENT_LIMIT_BYTES)
+    except AuricleError:
+        return 0
+    return answer.peer_size if answer.site == site.name else 0

@@ -9,6 +9,7 @@ answer that was already taken is no longer asked for.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import logging
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from coordinator.admission import HOSTILE_CODES, Admission, admit
 from coordinator.aggregate import aggregate, pack, unpack
-from coordinator.answers import answer_code
+from coordinator.answers import answer_code, held_size
 from coordinator.dispatch import Dispatch, Question, Reply
 from coordinator.errors import AdmissionError
 from coordinator.job_records import FINISHED, JobRecord
@@ -29,8 +30,10 @@ from coordinator.planning import mechanism_fields
 from coordinator.registry import Registry, SiteRecord
 from coordinator.release import make_manifest, write_files
 from coordinator.rounds import OK, ClockRead, RoundState, advance, weigh_codes
-from privacy.parcel import Parcel, ReleaseManifest, RoundOrder
-from privacy.signing import Identity, open_statement, payload_type_of, seal
+from privacy.errors import LedgerError
+from privacy.parcel import Parcel, ReleaseManifest, RoundOrder, UpdateHeader
+from privacy.peer_heads import PEER_HEAD_CODES, Checkpoint, PeerHeads
+from privacy.signing import Identity, open_as, open_statement, payload_type_of, seal
 
 POLL_S = 0.05
 SITE_INACTIVE = "site-inactive"
@@ -99,26 +102,47 @@ class JobLoop:
         for site, participant in record.participants.items():
             if site not in active or participant.plan_code not in (None, OK):
                 continue
+            to = active[site]
             if record.state == "releasing":
                 if participant.plan_code == OK and participant.release_code is None:
-                    questions[site] = Question(("release", 0), self._release_parcel)
+                    parcel = functools.partial(self._release_parcel, to)
+                    questions[site] = Question(("release", 0), parcel)
             elif participant.plan_code is None:
                 questions[site] = Question(("prepare", 0), lambda: self._plan_parcel(record))
             elif record.round is not None and site in record.round.missing:
                 key = ("round", record.round.number)
-                questions[site] = Question(key, lambda: self._order_parcel(record))
+                parcel = functools.partial(self._order_parcel, record, to)
+                questions[site] = Question(key, parcel)
         return questions
 
     def _plan_parcel(self, record: JobRecord) -> Parcel:
         basis = self._tools.jobs.checkpoint(self._job).basis
         return Parcel("prepare", record.plan_statement, basis)
 
-    def _order_parcel(self, record: JobRecord) -> Parcel:
+    def _order_parcel(self, record: JobRecord, site: SiteRecord) -> Parcel:
+        """The round's order with our ledger's head, proved to extend those that the site holds."""
+        identity = self._tools.identity
+        order = open_as(RoundOrder, record.order_statement, (identity.public,))
+        head = self._heads(site).show()
+        order = dataclasses.replace(
+            order,
+            tree_head=head.root,
+            tree_size=head.size,
+            peer_size=head.peer_size,
+            proofs=head.proofs,
+        )
         weights = self._tools.jobs.checkpoint(self._job).weights
-        return Parcel("round", record.order_statement, weights)
+        return Parcel("round", seal(order, identity), weights)
 
-    def _release_parcel(self) -> Parcel:
+    def _heads(self, site: SiteRecord) -> PeerHeads:
+        # A site enrolled again under its name has a new key, and begins a new ledger.
+        name = f"site/{site.name}/{site.identity.key_id[:16]}"
+        return self._tools.journal.ledger.peer(name)
+
+    def _release_parcel(self, site: SiteRecord) -> Parcel:
         _, statement, adapter = self._tools.jobs.release(self._job)
+        manifest = open_as(ReleaseManifest, statement, (self._tools.identity.public,))
+        self._heads(site).remember_shown(manifest.tree_size)
         return Parcel("release", statement, adapter)
 
     def _take(self, reply: Reply) -> None:
@@ -156,6 +180,7 @@ class JobLoop:
         jobs, now_s = self._tools.jobs, self._tools.clock()
         if parcel.kind == "refused":
             code = answer_code(parcel, site, expected="update", job=self._job, subject_sha256="")
+            self._heads(site).acknowledge(held_size(parcel, site))
             jobs.refuse(self._job, number, site.name, code, now_s=now_s)
             return
         admission = Admission(
@@ -167,12 +192,23 @@ class JobLoop:
         )
         try:
             header = admit(parcel, admission)
+            self._take_head(header, site)
         except AdmissionError as error:
             _log.warning("update of site %s refused: %s", site.name, error.code)
             hostile = error.code in HOSTILE_CODES
             jobs.refuse(self._job, number, site.name, error.code, now_s=now_s, hostile=hostile)
         else:
             jobs.admit(self._job, number, site.name, header, parcel.payload, now_s=now_s)
+
+    def _take_head(self, header: UpdateHeader, site: SiteRecord) -> None:
+        """Hold the site to the ledger that it has shown. Raises AdmissionError."""
+        head = Checkpoint(header.tree_size, header.tree_head, header.peer_size, header.proofs)
+        try:
+            self._heads(site).take(head)
+        except LedgerError as error:
+            if error.code not in PEER_HEAD_CODES:
+                raise
+            raise AdmissionError(error.problem, remedy=error.remedy, code=error.code) from error
 
     def _manifest_sha256(self) -> str:
         _, statement, _ = self._tools.jobs.release(self._job)

@@ -69,3 +69,10 @@ class UnsupportedLayerError(AuricleError):
 
     code = "layer-unsupported"
     exit_code = 8
+
+
+class StoreError(AuricleError):
+    """A database cannot be opened as it was asked for."""
+
+    code = "database-invalid"
+    exit_code = 15

@@ -8,7 +8,7 @@ process has added since, so a service never runs on a ledger that does not verif
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -28,10 +28,10 @@ from privacy.ledger_entry import (
     TreeHead,
     export_header,
     open_entry,
-    require_head,
     timestamp,
 )
-from privacy.merkle import leaf_hash, verify_consistency
+from privacy.merkle import leaf_hash
+from privacy.peer_heads import PeerHeads
 from privacy.signing import Identity
 from privacy.store import create_tables, reading, writing
 
@@ -107,6 +107,11 @@ class Ledger:
         with self._verified() as session:
             return list(self._read(session, start, end))
 
+    def root(self, size: int) -> str:
+        """Hex Merkle root when the log had `size` entries. Raises LedgerError if it never had."""
+        with self._verified(), _known_sizes():
+            return self._chain.tree.root(size).hex()
+
     def inclusion_proof(self, index: int, size: int | None = None) -> list[bytes]:
         """RFC 9162 proof that entry `index` is in the log of `size` (default: all) entries.
 
@@ -123,38 +128,9 @@ class Ledger:
         with self._verified(), _known_sizes():
             return self._chain.tree.consistency_proof(old_size, new_size)
 
-    def note_head(self, head: TreeHead, proof: Sequence[bytes] | None = None) -> None:
-        """Remember a tree head that another party has stated, by its own signature, of its log.
-
-        A head that is smaller than the last, or of the same size with another root, or that its
-        consistency proof does not join to the last, raises LedgerError: the peer's log was cut,
-        or shows different parties different histories. Without a proof growth is believed, and
-        the heads are kept, so that `verify_export` of the peer's log can be held against them.
-        """
-        require_head(head)
-        with self._lock, writing(self._engine) as session:
-            self._catch_up(session)
-            noted = tables.peer_heads(session, self.log_id, head.log_id)
-            if noted:
-                last = TreeHead(head.log_id, *noted[-1])
-                _require_growth(last, head, proof)
-                if last.size == head.size:
-                    return
-            at = timestamp(self._clock())
-            tables.add_peer_head(
-                session,
-                log_id=self.log_id,
-                peer=head.log_id,
-                size=head.size,
-                root=head.root,
-                noted_at=at,
-            )
-
-    def noted_heads(self, peer: str) -> list[TreeHead]:
-        """Every head of log `peer` that was noted, smallest first."""
-        with self._verified() as session:
-            noted = tables.peer_heads(session, self.log_id, peer)
-            return [TreeHead(peer, size, root) for size, root in noted]
+    def peer(self, log_id: str) -> PeerHeads:
+        """The exchange of tree heads with the party that keeps log `log_id`."""
+        return PeerHeads(self._engine, self, log_id)
 
     def export(self, path: Path) -> SignedTreeHead:
         """Write the log to `path` for `privacy.ledger_verify`, replacing the file whole.
@@ -234,26 +210,6 @@ class Ledger:
             yield entry
 
 
-def _require_growth(last: TreeHead, head: TreeHead, proof: Sequence[bytes] | None) -> None:
-    if head.size < last.size:
-        raise _tampered(
-            f"{head.log_id} shows {head.size} entries, and showed {last.size} before",
-            code="peer-head-smaller",
-        )
-    if head.size == last.size and head.root != last.root:
-        raise _tampered(
-            f"{head.log_id} shows two histories of {head.size} entries", code="peer-head-split"
-        )
-    if proof is not None and not verify_consistency(
-        last.size, bytes.fromhex(last.root), head.size, bytes.fromhex(head.root), proof
-    ):
-        raise _tampered(
-            f"{head.log_id} does not prove that its {head.size} entries extend the {last.size} "
-            "that it showed before",
-            code="peer-head-split",
-        )
-
-
 @contextmanager
 def _known_sizes() -> Iterator[None]:
     try:
@@ -266,10 +222,9 @@ def _known_sizes() -> Iterator[None]:
         ) from error
 
 
-def _tampered(problem: str, code: str = "ledger-invalid") -> LedgerError:
+def _tampered(problem: str) -> LedgerError:
     return LedgerError(
         problem,
         remedy="stop the service, keep the database as evidence, and compare tree heads with the "
         "other parties",
-        code=code,
     )

@@ -9,7 +9,6 @@ otherwise a verifier and a reader could see two texts under one signature.
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import hashlib
 import json
@@ -20,9 +19,10 @@ from typing import Any, Self
 
 import rfc8785
 
-from privacy.errors import LedgerError, SignatureError
+from privacy.envelope import read_envelope, signed_bytes
+from privacy.errors import LedgerError
 from privacy.merkle import MerkleTree
-from privacy.signing import Identity, PublicIdentity, open_statement, seal_statement
+from privacy.signing import Identity, PublicIdentity, seal_statement
 
 ENTRY_FORMAT = "auricle/ledger-entry/v1"
 HEAD_FORMAT = "auricle/ledger-head/v1"
@@ -81,8 +81,8 @@ class SignedTreeHead(TreeHead):
     def from_sealed(cls, sealed: bytes, key: PublicIdentity) -> Self:
         """Read a head signed by `key`. Raises LedgerError on any other bytes."""
         try:
-            fields = _fields(_open_exact(sealed, HEAD_TYPE, key), _HEAD_FIELDS, HEAD_FORMAT)
-        except (SignatureError, ValueError) as error:
+            fields = _fields(open_exact(sealed, HEAD_TYPE, key), _HEAD_FIELDS, HEAD_FORMAT)
+        except ValueError as error:
             raise LedgerError(
                 f"a signed tree head does not verify: {error}", remedy=_STOP, code="ledger-head"
             ) from error
@@ -165,12 +165,15 @@ class Chain:
         self.tree.append(entry.payload)
         self._previous_sha256 = entry.sha256
 
-    def open_next(self, sealed: bytes) -> Entry:
-        """Verify the next entry's signature, encoding, place and link, and grow by it."""
+    def open_next(self, sealed: bytes, *, signed: bool = False) -> Entry:
+        """Verify the next entry's signature, encoding, place and link, and grow by it.
+
+        `signed` says that the caller has found its signature good (`is_signed`).
+        """
         index = self.tree.size
         try:
-            entry = open_entry(sealed, self.key)
-        except (SignatureError, ValueError) as error:
+            entry = open_entry(sealed, self.key, signed=signed)
+        except ValueError as error:
             raise EntryError(
                 f"entry {index} of {self.log_id} does not verify: {error}", index=index
             ) from error
@@ -180,15 +183,28 @@ class Chain:
         return entry
 
 
-def open_entry(sealed: bytes, key: PublicIdentity) -> Entry:
+def open_entry(sealed: bytes, key: PublicIdentity, *, signed: bool = False) -> Entry:
     """Read one entry signed by `key`, wherever in its log it belongs.
 
-    Raises SignatureError or ValueError, saying what is wrong.
+    `signed` says that the caller has found its signature good. Raises ValueError, saying what is
+    wrong.
     """
-    payload = _open_exact(sealed, ENTRY_TYPE, key)
+    if signed:
+        payload, _ = _read_exact(sealed, ENTRY_TYPE, key)
+    else:
+        payload = open_exact(sealed, ENTRY_TYPE, key)
     fields = _fields(payload, _ENTRY_FIELDS, ENTRY_FORMAT)
     del fields["format"]
     return Entry(**fields, payload=payload, sealed=sealed)
+
+
+def is_signed(sealed: bytes, key: PublicIdentity) -> bool:
+    """Whether `sealed` is an entry's envelope that `key` signed."""
+    try:
+        open_exact(sealed, ENTRY_TYPE, key)
+    except ValueError:
+        return False
+    return True
 
 
 def export_header(log_id: str, key: PublicIdentity) -> bytes:
@@ -254,22 +270,18 @@ def _canonical_event(kind: str, content: dict[str, Any]) -> bytes:
     return payload
 
 
-def _open_exact(sealed: bytes, payload_type: str, key: PublicIdentity) -> bytes:
-    """Payload of the one encoding that we write. Raises SignatureError or ValueError."""
-    payload = open_statement(sealed, payload_type, [key], max_bytes=MAX_SEALED_BYTES)
-    before = b'{"payload":"%b","payloadType":"%b","signatures":[{"keyid":"%b","sig":"' % (
-        base64.b64encode(payload),
-        payload_type.encode(),
-        key.key_id.encode(),
-    )
-    after = b'"}]}'
-    signature = sealed[len(before) : -len(after)]
-    if (
-        not (sealed.startswith(before) and sealed.endswith(after))
-        or base64.b64encode(base64.b64decode(signature)) != signature
-    ):
-        raise ValueError("its envelope is not written the one way it should be")
+def open_exact(sealed: bytes, payload_type: str, key: PublicIdentity) -> bytes:
+    """Payload of the one encoding that we write, signed by `key`. Raises ValueError."""
+    payload, signature = _read_exact(sealed, payload_type, key)
+    if not key.signed(signed_bytes(payload, payload_type), signature):
+        raise ValueError("its signature does not verify")
     return payload
+
+
+def _read_exact(sealed: bytes, payload_type: str, key: PublicIdentity) -> tuple[bytes, bytes]:
+    if len(sealed) > MAX_SEALED_BYTES:
+        raise ValueError(f"it has {len(sealed)} bytes, over {MAX_SEALED_BYTES}")
+    return read_envelope(sealed, payload_type, key.key_id)
 
 
 def _fields(payload: bytes, types: Mapping[str, type], format_name: str) -> dict[str, Any]:

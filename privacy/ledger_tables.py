@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from sqlalchemy import ForeignKey, insert, select, update
+from sqlalchemy import ForeignKey, delete, insert, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from privacy.store import Base
@@ -38,7 +38,10 @@ class EntryRow(Base):
 
 
 class PeerHeadRow(Base):
-    """A tree head of another party's log that `log_id` has seen; never deleted."""
+    """A tree head of another party's log that `log_id` was shown; never deleted.
+
+    It is open until a later head is proved to extend it.
+    """
 
     __tablename__ = "ledger_peer_head"
 
@@ -46,7 +49,26 @@ class PeerHeadRow(Base):
     peer: Mapped[str] = mapped_column(primary_key=True)
     size: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     root: Mapped[str]
-    noted_at: Mapped[str]
+    open: Mapped[bool]
+
+
+class ShownHeadRow(Base):
+    """A size at which `log_id` showed its head to a peer, who may hold it."""
+
+    __tablename__ = "ledger_shown_head"
+
+    log_id: Mapped[str] = mapped_column(ForeignKey(LogRow.log_id), primary_key=True)
+    peer: Mapped[str] = mapped_column(primary_key=True)
+    size: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class PeerHead:
+    """A head of another party's log, and whether it still waits for a proof."""
+
+    size: int
+    root: str
+    open: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,20 +110,46 @@ def sealed_entries(
     yield from rows.scalars()
 
 
-def peer_heads(session: Session, log_id: str, peer: str) -> list[tuple[int, str]]:
-    """(size, root) of every head of `peer` that was noted, smallest first."""
-    query = select(PeerHeadRow.size, PeerHeadRow.root).where(
+def peer_heads(session: Session, log_id: str, peer: str) -> list[PeerHead]:
+    """Every head of `peer` that was kept, smallest first."""
+    query = select(PeerHeadRow.size, PeerHeadRow.root, PeerHeadRow.open).where(
         PeerHeadRow.log_id == log_id, PeerHeadRow.peer == peer
     )
-    return [(size, root) for size, root in session.execute(query.order_by(PeerHeadRow.size))]
+    return [PeerHead(*row) for row in session.execute(query.order_by(PeerHeadRow.size))]
 
 
-def add_peer_head(
-    session: Session, *, log_id: str, peer: str, size: int, root: str, noted_at: str
-) -> None:
-    """Keep a head of `peer`."""
+def add_peer_head(session: Session, log_id: str, peer: str, *, size: int, root: str) -> None:
+    """Keep a head of `peer`, open."""
+    row = {"log_id": log_id, "peer": peer, "size": size, "root": root, "open": True}
+    session.execute(insert(PeerHeadRow).values(row))
+
+
+def close_peer_heads(session: Session, log_id: str, peer: str) -> None:
+    """Every head of `peer` kept so far has been proved."""
     session.execute(
-        insert(PeerHeadRow).values(
-            log_id=log_id, peer=peer, size=size, root=root, noted_at=noted_at
+        update(PeerHeadRow)
+        .where(PeerHeadRow.log_id == log_id, PeerHeadRow.peer == peer, PeerHeadRow.open.is_(True))
+        .values(open=False)
+    )
+
+
+def shown_sizes(session: Session, log_id: str, peer: str) -> list[int]:
+    """Sizes of our heads that `peer` may hold, smallest first."""
+    query = select(ShownHeadRow.size).where(
+        ShownHeadRow.log_id == log_id, ShownHeadRow.peer == peer
+    )
+    return list(session.scalars(query.order_by(ShownHeadRow.size)))
+
+
+def add_shown_size(session: Session, log_id: str, peer: str, size: int) -> None:
+    """`peer` may hold our head of this size from now on."""
+    session.execute(insert(ShownHeadRow).values(log_id=log_id, peer=peer, size=size))
+
+
+def forget_shown(session: Session, log_id: str, peer: str, *, below: int) -> None:
+    """`peer` holds our head of size `below`, and needs no proof from smaller ones."""
+    session.execute(
+        delete(ShownHeadRow).where(
+            ShownHeadRow.log_id == log_id, ShownHeadRow.peer == peer, ShownHeadRow.size < below
         )
     )

@@ -38,8 +38,16 @@ class Parcel:
 
 
 @dataclasses.dataclass(frozen=True)
+class HeadProof:
+    """RFC 9162 consistency proof from the sender's head of `size` entries; hashes are hex."""
+
+    size: int
+    hashes: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class RoundOrder:
-    """Coordinator's statement for a round: train once at this adapter state."""
+    """Coordinator's statement for a round, to one site: train once at this adapter state."""
 
     job: str
     round: int
@@ -47,6 +55,8 @@ class RoundOrder:
     payload_sha256: str
     tree_head: str  # hex root of the coordinator's ledger when the order was issued
     tree_size: int
+    peer_size: int = 0  # size of the last head of the site's ledger that the coordinator holds
+    proofs: tuple[HeadProof, ...] = ()  # from heads of its ledger that the site may hold
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +71,8 @@ class UpdateHeader:
     size_bytes: int
     tree_head: str  # hex root of the site's ledger after committing this round
     tree_size: int
+    peer_size: int = 0  # size of the last head of the coordinator's ledger that the site holds
+    proofs: tuple[HeadProof, ...] = ()  # from heads of its ledger that the coordinator may hold
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +84,7 @@ class Answer:
     site: str
     subject_sha256: str  # hash of the plan, order payload or release manifest answered
     code: str  # "ok" or a refusal code
+    peer_size: int = 0  # size of the last head of the coordinator's ledger that the site holds
 
 
 @dataclasses.dataclass(frozen=True)

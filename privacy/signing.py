@@ -16,19 +16,20 @@ import math
 import os
 import re
 from collections.abc import Collection
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import rfc8785
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from pydantic import TypeAdapter, ValidationError
 from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import Error as EnvelopeError
-from securesystemslib.signer import CryptoSigner, SSlibKey
+from securesystemslib.signer import SSlibKey
 
+from privacy.envelope import signed_bytes, write_envelope
 from privacy.errors import PlanError, SignatureError
 from privacy.plan import RoundPlan
 
@@ -69,7 +70,15 @@ class PublicIdentity:
         )
         return cls(_key_id(key), pem.decode())
 
-    @property
+    def signed(self, message: bytes, signature: bytes) -> bool:
+        """Whether `signature` is this identity's Ed25519 signature over `message`."""
+        try:
+            self._key.verify(signature, message)
+        except InvalidSignature:
+            return False
+        return True
+
+    @cached_property
     def _key(self) -> Ed25519PublicKey:
         return _read_public(self.public_pem)
 
@@ -126,15 +135,15 @@ class Identity:
             file.flush()
             os.fsync(file.fileno())
 
-    def _signer(self) -> Any:
-        return CryptoSigner(self._private_key, self.public._verifier())
+    def sign(self, message: bytes) -> bytes:
+        """Ed25519 signature over `message`, 64 bytes."""
+        return self._private_key.sign(message)
 
 
 def seal_statement(payload: bytes, payload_type: str, identity: Identity) -> bytes:
-    """DSSE envelope, as JSON bytes, of `payload` signed by `identity`."""
-    envelope = Envelope(payload, payload_type, {})
-    envelope.sign(identity._signer())
-    return rfc8785.dumps(envelope.to_dict())
+    """DSSE envelope, as canonical JSON bytes, of `payload` signed by `identity`."""
+    signature = identity.sign(signed_bytes(payload, payload_type))
+    return write_envelope(payload, payload_type, identity.public.key_id, signature)
 
 
 def open_statement(

@@ -1,6 +1,6 @@
 """The room's one SQLAlchemy file: engines, transactions and the budget's table.
 
-SQLite (embedded) and PostgreSQL are supported. A transaction opened by `writing` excludes every
+SQLite (embedded) and PostgreSQL (the extra `postgresql`) are supported. A transaction opened by `writing` excludes every
 other writer from its first statement, so that a read-decide-write sequence (is there budget left?)
 never acts on a stale read; one opened by `reading` sees one snapshot and blocks nobody.
 """
@@ -15,8 +15,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import Connection, Engine, MetaData, UniqueConstraint, create_engine, event, text
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from privacy.errors import StoreError
 
 BUSY_TIMEOUT_MS = 30_000
 _RETRY_S = 0.01
@@ -55,19 +58,35 @@ class ReservationRow(Base):
 
 
 def open_engine(url: str) -> Engine:
-    """Engine for `url` (sqlite:///PATH or postgresql+DRIVER://…), durable at commit.
+    """Engine for `url` (sqlite:///PATH or postgresql://USER@HOST/NAME), durable at commit.
 
     An SQLite file is created readable by its owner only; SQLite gives its journal the same mode.
+    Raises StoreError for a URL of no supported database, without repeating it: it may hold a
+    password.
     """
-    parsed = make_url(url)
-    if parsed.get_backend_name() != "sqlite":
-        return create_engine(parsed, pool_pre_ping=True)
+    parsed = read_url(url)
+    if parsed.get_backend_name() == "postgresql":
+        return _open_postgresql(parsed)
     if parsed.database and parsed.database != ":memory:":
         os.close(os.open(parsed.database, os.O_RDWR | os.O_CREAT, 0o600))
     engine = create_engine(parsed)
     event.listen(engine, "connect", _configure_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def read_url(url: str) -> URL:
+    """`url` checked to name an SQLite file or a PostgreSQL database. Raises StoreError."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        parsed = None
+    if parsed is None or parsed.get_backend_name() not in ("sqlite", "postgresql"):
+        raise StoreError(
+            "the database's URL is not one of SQLite or PostgreSQL",
+            remedy="write sqlite:////PATH or postgresql://USER:PASSWORD@HOST:5432/NAME",
+        )
+    return parsed
 
 
 def create_tables(engine: Engine, metadata: MetaData = Base.metadata) -> None:
@@ -80,6 +99,8 @@ def create_tables(engine: Engine, metadata: MetaData = Base.metadata) -> None:
 def writing(engine: Engine) -> Iterator[Session]:
     """Session in one transaction that excludes other writers; commits unless the block raises."""
     with engine.connect() as plain:
+        # Not a stricter isolation: PostgreSQL would take its one snapshot before it waits here for
+        # the lock, and decide on what was there before the writer that it waited for.
         connection = plain.execution_options(**{_WRITES: True})
         with connection.begin(), Session(connection, expire_on_commit=False) as session:
             if connection.dialect.name == "postgresql":
@@ -92,8 +113,38 @@ def writing(engine: Engine) -> Iterator[Session]:
 @contextmanager
 def reading(engine: Engine) -> Iterator[Session]:
     """Session in one transaction for reading; whatever it changes is rolled back."""
-    with engine.connect() as connection, Session(connection) as session:
+    with engine.connect() as plain, Session(_one_snapshot(plain)) as session:
         yield session
+
+
+def _one_snapshot(connection: Connection) -> Connection:
+    if connection.dialect.name == "postgresql":
+        return connection.execution_options(isolation_level="REPEATABLE READ")
+    return connection  # an SQLite transaction never sees another's commit
+
+
+def _open_postgresql(url: URL) -> Engine:
+    if url.drivername == "postgresql":
+        url = url.set(drivername="postgresql+psycopg")
+    try:
+        engine = create_engine(url, pool_pre_ping=True)
+    except ModuleNotFoundError as error:
+        raise StoreError(
+            "PostgreSQL needs a driver that is not installed",
+            remedy="install Auricle with its extra: pip install 'auricle[postgresql]'",
+            code="database-driver",
+        ) from error
+    event.listen(engine, "connect", _configure_postgresql)
+    return engine
+
+
+def _configure_postgresql(connection: Any, _record: Any) -> None:
+    # A server may be set to answer before its log is on disk, and then a crash of it would forget
+    # spend (I1). A lock that never comes would hang a round; SQLite gives up after as long.
+    with connection.cursor() as cursor:
+        cursor.execute("SET synchronous_commit TO on")
+        cursor.execute(f"SET lock_timeout TO {BUSY_TIMEOUT_MS}")
+    connection.commit()
 
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:

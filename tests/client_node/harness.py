@@ -26,8 +26,10 @@ from model_core.basis import basis_to_bytes, make_basis
 from privacy.budget import Budget
 from privacy.ledger import Ledger
 from privacy.ledger_verify import Report, verify_export
-from privacy.parcel import Answer, Parcel, ReleaseManifest, RoundOrder
+from privacy.merkle import MerkleTree
+from privacy.parcel import Answer, HeadProof, Parcel, ReleaseManifest, RoundOrder
 from privacy.plan import AdapterSpec, OptimiserSpec, RoundPlan, TensorSpec
+from privacy.private_log import PrivateLog
 from privacy.random_source import RandomSource
 from privacy.signing import Identity, open_as, seal
 from privacy.store import open_engine
@@ -64,6 +66,9 @@ class CountingTrainer:
     def check(self, plan: RoundPlan, basis: bytes) -> None:
         pass
 
+    def check_weights(self, plan: RoundPlan, basis: bytes, vector: bytes) -> None:
+        pass
+
     def train(self, plan: RoundPlan, basis: bytes, round_: int, vector: bytes) -> bytes:
         self.draws += 1
         if self.error is not None:
@@ -73,39 +78,51 @@ class CountingTrainer:
 
 @dataclasses.dataclass
 class Coordinator:
-    """Signs plans, orders and releases as the real one does."""
+    """Signs plans, orders and releases as the real one does, each with a larger ledger."""
 
     identity: Identity
-    tree_size: int = 0
+    tree: MerkleTree = dataclasses.field(default_factory=MerkleTree)
 
-    def order(self, plan: RoundPlan, round_: int, vector: bytes | None = None) -> Parcel:
-        self.tree_size += 1
+    def grow(self) -> int:
+        """One more entry in its ledger; returns how many there are."""
+        self.tree.append(f"entry {self.tree.size}".encode())
+        return self.tree.size
+
+    def order(
+        self, plan: RoundPlan, round_: int, vector: bytes | None = None, **changes: object
+    ) -> Parcel:
+        size = self.grow()
         vector = bytes(4 * plan.adapter.size) if vector is None else vector
         order = RoundOrder(
             job=plan.job,
             round=round_,
             plan_sha256=plan.sha256,
             payload_sha256=hashlib.sha256(vector).hexdigest(),
-            tree_head=hashlib.sha256(str(self.tree_size).encode()).hexdigest(),
-            tree_size=self.tree_size,
+            tree_head=self.tree.root().hex(),
+            tree_size=size,
+            proofs=tuple(self.proof(old) for old in range(1, size)),
         )
-        return Parcel("round", seal(order, self.identity), vector)
+        return Parcel("round", seal(dataclasses.replace(order, **changes), self.identity), vector)
+
+    def proof(self, old_size: int) -> HeadProof:
+        hashes = self.tree.consistency_proof(old_size)
+        return HeadProof(old_size, tuple(one.hex() for one in hashes))
 
     def prepare(self, plan: RoundPlan, basis: bytes) -> Parcel:
         return Parcel("prepare", seal(plan, self.identity), basis)
 
     def release(self, plan: RoundPlan, adapter: bytes, **changes: object) -> Parcel:
-        self.tree_size += 1
+        size = self.grow()
         manifest = ReleaseManifest(
-            release=f"r-{self.tree_size}",
+            release=f"r-{size}",
             job=plan.job,
             rounds=plan.rounds,
             base_sha256=plan.base_sha256,
             plan_sha256=plan.sha256,
             adapter_sha256=hashlib.sha256(adapter).hexdigest(),
             parent=None,
-            tree_head=hashlib.sha256(str(self.tree_size).encode()).hexdigest(),
-            tree_size=self.tree_size,
+            tree_head=self.tree.root().hex(),
+            tree_size=size,
             issued_at=START.isoformat(),
             epsilon_loc=1.0,
             epsilon_sec=0.5,
@@ -159,6 +176,10 @@ class Site:
         ledger = Ledger(engine, self.keys.identity, "site/north", self.clock)
         caps = SitePolicy.load(self.home.policy).caps
         return ledger, Budget(engine, "north", caps, ledger.append)
+
+    def private_log(self) -> PrivateLog:
+        """The private log, opened anew from disk."""
+        return PrivateLog(self.engine(), self.keys.identity, "site/north", self.clock)
 
     def audit(self) -> Report:
         """What an auditor finds in an export, trusting the site's key alone."""

@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import text as sql
 
 from model_core.base import SpeechBase
+from privacy.merkle import MerkleTree
 from privacy.parcel import Parcel, UpdateHeader
 from privacy.plan import RoundPlan, TensorSpec
 from privacy.receipt import read_parcel, read_receipts
@@ -187,10 +188,64 @@ def test_coordinator_whose_ledger_shrank_is_refused(
     plan, basis = plan_and_basis
     agent = site.agent(CountingTrainer())
     agent.handle(coordinator.prepare(plan, basis))
-    coordinator.tree_size = 10
+    for _ in range(10):
+        coordinator.grow()
     agent.handle(coordinator.order(plan, 1))
-    coordinator.tree_size = 3
-    assert code_of(site, agent.handle(coordinator.order(plan, 2))) == "ledger-rewound"
+    coordinator.tree = MerkleTree()
+    assert code_of(site, agent.handle(coordinator.order(plan, 2))) == "peer-head-smaller"
+    for _ in range(10):
+        coordinator.grow()
+    # The same entries again, without the proof that the site needs, and then with it.
+    bare = coordinator.order(plan, 2, proofs=())
+    assert code_of(site, agent.handle(bare)) == "peer-head-unproven"
+    assert agent.handle(coordinator.order(plan, 2)).kind == "update"
+
+
+def test_coordinator_that_shows_another_history_is_refused(
+    site: Site, coordinator: Coordinator, plan_and_basis: tuple[RoundPlan, bytes]
+) -> None:
+    plan, basis = plan_and_basis
+    trainer = CountingTrainer()
+    agent = site.agent(trainer)
+    agent.handle(coordinator.prepare(plan, basis))
+    agent.handle(coordinator.order(plan, 1))
+    coordinator.tree = MerkleTree()
+    coordinator.tree.append(b"another history")
+    for _ in range(2):  # what is refused leaves no trace that a second try could build on
+        assert code_of(site, agent.handle(coordinator.order(plan, 2))) == "peer-head-split"
+    assert trainer.draws == 1
+    refused = [e for e in site.books()[0].entries() if e.kind == "parcel.refused"]
+    assert [e.fields["code"] for e in refused] == 2 * ["peer-head-split"]
+
+
+def test_a_release_without_proof_is_proved_by_the_next_order(
+    site: Site, coordinator: Coordinator, plan_and_basis: tuple[RoundPlan, bytes]
+) -> None:
+    plan, basis = plan_and_basis
+    agent = site.agent(CountingTrainer())
+    agent.handle(coordinator.prepare(plan, basis))
+    agent.handle(coordinator.order(plan, 1))
+    true_tree = coordinator.tree
+    coordinator.tree = MerkleTree()
+    coordinator.tree.append(b"entry 0")
+    coordinator.tree.append(b"shown to this site alone")
+    agent.handle(coordinator.release(plan, b"adapter"))
+    coordinator.tree = true_tree
+    for _ in range(4):
+        coordinator.grow()
+    assert code_of(site, agent.handle(coordinator.order(plan, 2))) == "peer-head-split"
+
+
+def test_a_site_whose_own_ledger_was_cut_is_told_by_the_coordinator(
+    site: Site, coordinator: Coordinator, plan_and_basis: tuple[RoundPlan, bytes]
+) -> None:
+    plan, basis = plan_and_basis
+    agent = site.agent(CountingTrainer())
+    agent.handle(coordinator.prepare(plan, basis))
+    size = site.books()[0].size
+    assert agent.handle(coordinator.order(plan, 1, peer_size=size)).kind == "update"
+    ahead = coordinator.order(plan, 2, peer_size=size + 100)
+    assert code_of(site, agent.handle(ahead)) == "ledger-behind"
 
 
 def test_budget_refuses_the_round_that_would_pass_the_cap(

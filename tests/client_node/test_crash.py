@@ -54,12 +54,13 @@ def die(patch: pytest.MonkeyPatch, step: str, when: str, after_calls: int = 0) -
         ("reserve", 0),
         ("ledger", 0),  # budget.reserved
         ("train", 0),
-        ("ledger", 1),  # round.trained
+        ("ledger", 1),  # the private log's binding
+        ("ledger", 2),  # round.trained
         ("receipt", 0),
         ("seal", 0),
         ("reserve", 1),  # found again to be committed
         ("commit", 0),
-        ("ledger", 2),  # update.sealed
+        ("ledger", 3),  # update.sealed
         ("settle", 0),
     ],
 )

@@ -142,8 +142,8 @@ def test_withdrawn_subject_is_never_sampled_and_leaves_no_cached_state(
     vector = packed(start_vector(plan))
     parts = peopled.parts()
     parts.features.prepare(parts.store.recordings())
-    ledger, _ = peopled.books()
-    assert withdraw_consent("ann", parts.store, peopled.home.features, ledger) == 3
+    log = peopled.private_log()
+    assert withdraw_consent("ann", parts.store, peopled.home.features, log) == 3
     assert forget_states(peopled.home.features, set(parts.store.placements())) == 4
     seen = trainer_of(peopled)._rows([1, 2, 3, 4, 5], 20, 1)
     assert len(seen) == 3  # ben, cat, dan, though all were asked for
@@ -152,7 +152,7 @@ def test_withdrawn_subject_is_never_sampled_and_leaves_no_cached_state(
     expected_D = sum(subject_gradient(nano, plan, basis, pairs) for pairs in rest)
     assert isinstance(expected_D, Tensor)
     torch.testing.assert_close(update_D, expected_D, rtol=1e-3, atol=1e-6)
-    (entry,) = [e for e in ledger.entries() if e.kind == "consent.withdrawn"]
+    (entry,) = [e for e in log.entries() if e.kind == "consent.withdrawn"]
     assert entry.fields == {"subjects": 1, "recordings": 3}
 
 

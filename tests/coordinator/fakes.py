@@ -46,7 +46,7 @@ SPEC = AdapterSpec(
     basis_sha256=hashlib.sha256(b"basis").hexdigest(),
 )
 ENDPOINT = Endpoint("https://localhost:8443", "ca")
-HEAD = {"tree_head": "0" * 64, "tree_size": 0}
+HEAD = {"tree_head": "0" * 64, "tree_size": 1}  # a ledger that does not grow
 
 
 class SmallArtifacts:

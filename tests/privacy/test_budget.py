@@ -41,11 +41,6 @@ def cap_for(rounds: int) -> BudgetCaps:
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'auricle.db'}"
-
-
-@pytest.fixture
 def engine(url: str) -> Any:
     engine = open_engine(url)
     yield engine

@@ -19,7 +19,7 @@ from sqlalchemy import Engine
 
 from privacy.errors import LedgerError
 from privacy.ledger import Ledger
-from privacy.ledger_entry import EntryError, TreeHead, open_entry
+from privacy.ledger_entry import EntryError, open_entry
 from privacy.merkle import leaf_hash, verify_consistency, verify_inclusion
 from privacy.signing import Identity
 from tests.privacy.ledger_support import LOG_ID, opened, ticking
@@ -260,7 +260,7 @@ def test_tampering_while_in_use_stops_every_later_operation(engine: Engine, tmp_
         lambda: ledger.append("round.opened", EVENT),
         ledger.tree_head,
         ledger.entries,
-        lambda: ledger.note_head(TreeHead("site/south", 1, "0" * 64)),
+        ledger.peer("site/south").show,
         lambda: ledger.export(tmp_path / "export.jsonl"),
     ):
         with pytest.raises(LedgerError):
@@ -287,68 +287,6 @@ def test_a_log_cut_short_while_in_use_is_noticed(engine: Engine) -> None:
     execute(engine, "UPDATE ledger_log SET head = :head", head=older.sealed)
     with pytest.raises(LedgerError):
         ledger.append("round.opened", EVENT)
-
-
-# --- heads of other parties
-
-
-def head(size: int, letter: str = "a", log_id: str = "coordinator") -> TreeHead:
-    return TreeHead(log_id, size, letter * 64)
-
-
-def test_peer_heads_are_remembered_over_a_restart(engine: Engine) -> None:
-    ledger = open_ledger(engine)
-    ledger.note_head(head(3))
-    ledger.note_head(head(3))
-    ledger.note_head(head(7, "b"))
-    ledger.note_head(head(1, "c", "site/south"))
-    again = open_ledger(engine)
-    assert again.noted_heads("coordinator") == [head(3), head(7, "b")]
-    assert again.noted_heads("site/south") == [head(1, "c", "site/south")]
-    assert again.noted_heads("nobody") == []
-
-
-@pytest.mark.parametrize(
-    ("later", "code"),
-    [(head(6), "peer-head-smaller"), (head(7, "b"), "peer-head-split")],
-    ids=["tail-cut", "split-view"],
-)
-def test_a_peer_that_rewrites_its_log_is_refused(
-    engine: Engine, later: TreeHead, code: str
-) -> None:
-    open_ledger(engine).note_head(head(7))
-    again = open_ledger(engine)
-    with pytest.raises(LedgerError) as refusal:
-        again.note_head(later)
-    assert refusal.value.code == code
-    assert again.noted_heads("coordinator") == [head(7)]
-
-
-def test_growth_with_a_proof_is_checked(engine: Engine) -> None:
-    coordinator = Ledger(engine, IDENTITY, "coordinator", ticking())
-    site = open_ledger(engine)
-    for number in range(3):
-        coordinator.append("round.opened", {"round": number})
-    site.note_head(coordinator.tree_head())
-    for number in range(3, 8):
-        coordinator.append("round.opened", {"round": number})
-    grown, proof = coordinator.tree_head(), coordinator.consistency_proof(3)
-    for wrong in ([], proof[:-1], coordinator.consistency_proof(4)):
-        with pytest.raises(LedgerError) as refusal:
-            site.note_head(grown, wrong)
-        assert refusal.value.code == "peer-head-split"
-    site.note_head(grown, proof)
-    assert site.noted_heads("coordinator")[-1].size == 8
-
-
-@pytest.mark.parametrize("root", ["", "a" * 63, "A" * 64, "g" * 64])
-def test_a_head_that_is_none_is_refused(engine: Engine, root: str) -> None:
-    ledger = open_ledger(engine)
-    with pytest.raises(LedgerError):
-        ledger.note_head(TreeHead("coordinator", 1, root))
-    with pytest.raises(LedgerError):
-        ledger.note_head(TreeHead("coordinator", -1, "a" * 64))
-    assert ledger.noted_heads("coordinator") == []
 
 
 # --- several writers

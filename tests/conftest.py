@@ -1,0 +1,28 @@
+"""Fixtures of every folder: the two databases that Auricle keeps its state in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.postgres import NewDatabase, running_postgres
+
+ENGINES = ("sqlite", "postgresql")
+
+
+@pytest.fixture(scope="session")
+def new_postgres() -> Iterator[NewDatabase]:
+    """Makes empty databases on one PostgreSQL server for the whole run."""
+    with running_postgres() as new_database:
+        yield new_database
+
+
+@pytest.fixture(params=ENGINES)
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """URL of an empty database, of each engine in turn."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'auricle.db'}"
+    new_database: NewDatabase = request.getfixturevalue("new_postgres")
+    return new_database()
