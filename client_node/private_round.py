@@ -21,10 +21,26 @@ from privacy.accountant import accountant_versions, epsilon_sec
 from privacy.budget import Budget
 from privacy.errors import AuricleError
 from privacy.ledger import Ledger
-from privacy.ledger_events import TRAINED, MechanismRun, TrainedRound
+from privacy.ledger_events import STOPPED, TRAINED, MechanismRun, TrainedRound
 from privacy.parcel import Parcel, RoundOrder, UpdateHeader
 from privacy.plan import RoundPlan
+from privacy.probes import ProbeError, ProbeReceipt
 from privacy.signing import Identity, seal
+
+
+class TrainedUpdate(Protocol):
+    """What a trainer answers.
+
+    Attributes:
+        payload: the noisy sum, [D] little-endian float32.
+        probes: what the round's probes found.
+    """
+
+    @property
+    def payload(self) -> bytes: ...
+
+    @property
+    def probes(self) -> ProbeReceipt: ...
 
 
 class Trainer(Protocol):
@@ -39,8 +55,11 @@ class Trainer(Protocol):
         """Attach the plan's adapter. Raises with a refusal code where this site cannot."""
         ...
 
-    def train(self, plan: RoundPlan, basis: bytes, round_: int, vector: bytes) -> bytes:
-        """The noisy sum of one round, [D] little-endian float32, from the adapter's `vector`."""
+    def train(self, plan: RoundPlan, basis: bytes, round_: int, vector: bytes) -> TrainedUpdate:
+        """The noisy sum of one round, from the adapter's `vector`, with its probe receipt.
+
+        Raises ProbeError where a probe failed.
+        """
         ...
 
 
@@ -92,9 +111,10 @@ class PrivateRounds:
                 "this round was begun and lost; it counts as spent and is not drawn again",
                 remedy="nothing to do: the next round can run",
             )
-        payload = self._train(plan, basis, order.round, vector)
-        self._ledger.append(TRAINED, self._trained(plan, order.round).fields())
-        update = self._seal(order, payload)
+        trained = self._train(plan, basis, order.round, vector)
+        claims = self._trained(plan, order.round, trained.probes)
+        self._ledger.append(TRAINED, claims.fields())
+        update = self._seal(order, trained.payload)
         self._outbox.seal(
             order.job,
             order.round,
@@ -115,9 +135,14 @@ class PrivateRounds:
         """Rounds that a crash kept from being settled; `resend` settles them."""
         return self._outbox.unsettled()
 
-    def _train(self, plan: RoundPlan, basis: bytes, round_: int, vector: bytes) -> bytes:
+    def _train(self, plan: RoundPlan, basis: bytes, round_: int, vector: bytes) -> TrainedUpdate:
         try:
             return self._trainer.train(plan, basis, round_, vector)
+        except ProbeError as error:
+            # On the ledger before the coordinator hears of it; the reservation stays spent.
+            failed = {"job": plan.job, "round": round_, "probes": error.receipt.fields()}
+            self._ledger.append(STOPPED, failed)
+            raise
         except AuricleError:
             raise
         except Exception as error:
@@ -127,7 +152,7 @@ class PrivateRounds:
                 remedy="see the fault's place in logs/site.log",
             ) from error
 
-    def _trained(self, plan: RoundPlan, round_: int) -> TrainedRound:
+    def _trained(self, plan: RoundPlan, round_: int, probes: ProbeReceipt) -> TrainedRound:
         """What ran, and the ε claimed for the plan's purpose including this round."""
         events = mechanism_events(self._budget.engine, self._site, plan.purpose)
         return TrainedRound(
@@ -139,6 +164,8 @@ class PrivateRounds:
             random_source=self._trainer.random_source,
             code_version=self._code_version,
             accountant=accountant_versions(),
+            plan_format=plan.format,
+            probes=probes.fields(),
         )
 
     def _seal(self, order: RoundOrder, payload: bytes) -> Parcel:
