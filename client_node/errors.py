@@ -56,6 +56,7 @@ REFUSAL_CODES = frozenset(
         "adapter-in-encoder",
         "layer-unsupported",
         "training-failed",
+        "probe-failed",
         # Releases.
         "release-refused",
         "release-hash",

@@ -21,12 +21,28 @@ from privacy.accountant import accountant_versions, epsilon_sec
 from privacy.budget import Budget
 from privacy.errors import AuricleError
 from privacy.ledger import Ledger
-from privacy.ledger_events import TRAINED, MechanismRun, TrainedRound
+from privacy.ledger_events import STOPPED, TRAINED, MechanismRun, TrainedRound
 from privacy.parcel import Parcel, RoundOrder, UpdateHeader
 from privacy.peer_heads import PeerHeads
 from privacy.plan import RoundPlan
 from privacy.private_log import PRIVATE_ROOT, PrivateLog
+from privacy.probes import ProbeError, ProbeReceipt
 from privacy.signing import Identity, seal
+
+
+class TrainedUpdate(Protocol):
+    """What a trainer answers.
+
+    Attributes:
+        payload: the noisy sum, [D] little-endian float32.
+        probes: what the round's probes found.
+    """
+
+    @property
+    def payload(self) -> bytes: ...
+
+    @property
+    def probes(self) -> ProbeReceipt: ...
 
 
 class Trainer(Protocol):
@@ -45,8 +61,11 @@ class Trainer(Protocol):
         """Refuse weights at which clipping would bound nobody; touches no recording."""
         ...
 
-    def train(self, plan: RoundPlan, basis: bytes, round_: int, vector: bytes) -> bytes:
-        """The noisy sum of one round, [D] little-endian float32, from the adapter's `vector`."""
+    def train(self, plan: RoundPlan, basis: bytes, round_: int, vector: bytes) -> TrainedUpdate:
+        """The noisy sum of one round, from the adapter's `vector`, with its probe receipt.
+
+        Raises ProbeError where a probe failed.
+        """
         ...
 
 
@@ -106,11 +125,12 @@ class PrivateRounds:
                 "this round was begun and lost; it counts as spent and is not drawn again",
                 remedy="nothing to do: the next round can run",
             )
-        payload = self._train(plan, basis, order.round, vector)
+        trained = self._train(plan, basis, order.round, vector)
+        claims = self._trained(plan, order.round, trained.probes)
         # One entry of the ledger for each round, whatever the private log has grown by.
         bound = {PRIVATE_ROOT: self._private_log.bind(plan.job, order.round)}
-        self._ledger.append(TRAINED, self._trained(plan, order.round).fields() | bound)
-        update = self._seal(order, payload)
+        self._ledger.append(TRAINED, claims.fields() | bound)
+        update = self._seal(order, trained.payload)
         self._outbox.seal(
             order.job,
             order.round,
@@ -131,9 +151,14 @@ class PrivateRounds:
         """Rounds that a crash kept from being settled; `resend` settles them."""
         return self._outbox.unsettled()
 
-    def _train(self, plan: RoundPlan, basis: bytes, round_: int, vector: bytes) -> bytes:
+    def _train(self, plan: RoundPlan, basis: bytes, round_: int, vector: bytes) -> TrainedUpdate:
         try:
             return self._trainer.train(plan, basis, round_, vector)
+        except ProbeError as error:
+            # On the ledger before the coordinator hears of it; the reservation stays spent.
+            failed = {"job": plan.job, "round": round_, "probes": error.receipt.fields()}
+            self._ledger.append(STOPPED, failed)
+            raise
         except AuricleError:
             raise
         except Exception as error:
@@ -143,7 +168,7 @@ class PrivateRounds:
                 remedy="see the fault's place in logs/site.log",
             ) from error
 
-    def _trained(self, plan: RoundPlan, round_: int) -> TrainedRound:
+    def _trained(self, plan: RoundPlan, round_: int, probes: ProbeReceipt) -> TrainedRound:
         """What ran, and the ε claimed for the plan's purpose including this round."""
         events = mechanism_events(self._budget.engine, self._site, plan.purpose)
         return TrainedRound(
@@ -155,6 +180,8 @@ class PrivateRounds:
             random_source=self._trainer.random_source,
             code_version=self._code_version,
             accountant=accountant_versions(),
+            plan_format=plan.format,
+            probes=probes.fields(),
         )
 
     def _seal(self, order: RoundOrder, payload: bytes) -> Parcel:

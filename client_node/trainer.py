@@ -1,4 +1,4 @@
-"""Private training of one round: sample subjects, clip each one's gradient, sum, add noise, pack.
+"""Private training of one round: sample subjects, clip each one's gradient, sum, noise, probe, pack.
 
 g = Σ_{u in Poisson(q)} clip_C(∇ mean loss of u's recordings) + N(0, σ²C²I), with every constant
 from the signed plan. The encoder is frozen and its states are cached, which is exact only while no
@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from client_node.errors import RefusalError
 from client_node.features import FeatureStore
+from client_node.invented_rows import invent_rows
+from client_node.noise_marks import StoredMarks
 from client_node.store import Recording, SiteStore
 from client_node.weights import ROUNDING_MARGIN, require_bounded
 from model_core.adapter import Adapter, AdapterConfig, attach
@@ -29,6 +31,14 @@ from model_core.training import Example, collate, make_example, row_losses
 from privacy.mechanism import privatise
 from privacy.per_subject import PerSubjectEngine
 from privacy.plan import RoundPlan
+from privacy.probes import (
+    Invented,
+    LotRow,
+    ObservedSource,
+    ProbedRound,
+    ProbeReceipt,
+    probe,
+)
 from privacy.random_source import RandomSource
 
 _Loss = Callable[[], Tensor]
@@ -41,6 +51,7 @@ _DISAGREE = "check that coordinator and site run the same base and the same vers
 class _Row:
     """One recording ready to train on; `share` makes a subject's loss the mean of its rows."""
 
+    subject_id: int  # the store's
     subject: int  # number within the cohort
     states_SD: Tensor  # noqa: N815 - shape suffix
     example: Example
@@ -54,6 +65,14 @@ class _Attached:
     plan_sha256: str
     adapter: Adapter
     engine: PerSubjectEngine
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedUpdate:
+    """A round's noisy sum, packed as [D] little-endian float32, and what its probes found."""
+
+    payload: bytes
+    probes: ProbeReceipt
 
 
 class SpeechTrainer:
@@ -73,6 +92,7 @@ class SpeechTrainer:
         self._features = features
         self._source = source
         self._rows_per_step = rows_per_step
+        self._marks = StoredMarks(store.engine)
         self._attached: _Attached | None = None
 
     @property
@@ -97,26 +117,36 @@ class SpeechTrainer:
         """
         self._load(plan, basis, vector)
 
-    def train(self, plan: RoundPlan, basis: bytes, round_: int, vector: bytes) -> bytes:
-        """One round from the adapter's numbers `vector`, both packed as [D] little-endian float32.
+    def train(self, plan: RoundPlan, basis: bytes, round_: int, vector: bytes) -> TrainedUpdate:
+        """One round from the adapter's numbers `vector`, packed as [D] little-endian float32.
 
-        Raises RefusalError as `check_weights` does.
+        Raises RefusalError as `check_weights` does, and ProbeError, after which nothing of the
+        round may leave.
         """
         attached = self._load(plan, basis, vector)
+        draws = ObservedSource(self._source)
         subjects = self._store.trainable_subjects()
-        chosen = self._source.poisson_sample(len(subjects), plan.sampling_rate)
+        chosen = draws.poisson_sample(len(subjects), plan.sampling_rate)
         cohort = [subjects[index] for index in chosen]
         rows = self._rows(cohort, plan.max_utterances_per_subject, round_, plan.context_weight)
-        with attached.adapter.training_mode():
-            sum_D, _ = attached.engine.clipped_sum(
-                self._steps(attached.adapter, rows),
-                len(cohort),
-                plan.clipping_norm * (1 - ROUNDING_MARGIN),
-            )
-        noisy_D = privatise(sum_D, plan, self._source)
-        return noisy_D.numpy().astype("<f4").tobytes()
+        sum_D, _ = self._clipped_sum(attached, plan, rows, len(cohort))
+        update_D = privatise(sum_D, plan, draws)
+        done = ProbedRound(
+            plan=plan,
+            round=round_,
+            step=functools.partial(self._step_on_invented, attached, plan),
+            margin=ROUNDING_MARGIN,
+            eligible=subjects,
+            rows=[LotRow(row.subject_id, row.subject) for row in rows],
+            sum_D=sum_D,
+            update_D=update_D,
+            draws=draws,
+        )
+        receipt = probe(done, self._marks).require_passed()
+        return TrainedUpdate(update_D.numpy().astype("<f4").tobytes(), receipt)
 
     def _load(self, plan: RoundPlan, basis: bytes, vector: bytes) -> _Attached:
+        """The plan's adapter with the order's numbers in it."""
         attached = self._attach(plan, basis)
         try:
             vector_D = torch.frombuffer(bytearray(vector), dtype=torch.float32)
@@ -129,6 +159,28 @@ class SpeechTrainer:
             ) from error
         require_bounded(attached.adapter)
         return attached
+
+    def _clipped_sum(
+        self, attached: _Attached, plan: RoundPlan, rows: list[_Row], subjects: int
+    ) -> tuple[Tensor, Tensor]:
+        """Sum [D] of clipped gradients and norms [U]: the step, for the lot and for its probes."""
+        with attached.adapter.training_mode():
+            return attached.engine.clipped_sum(
+                self._steps(attached.adapter, rows),
+                subjects,
+                plan.clipping_norm * (1 - ROUNDING_MARGIN),
+            )
+
+    def _step_on_invented(
+        self, attached: _Attached, plan: RoundPlan, invented: Sequence[Invented]
+    ) -> tuple[Tensor, Tensor]:
+        """The step on subjects that a probe makes up."""
+        rows = [
+            _Row(-1, number, *pair, share=subject.loudness / subject.rows)
+            for number, subject in enumerate(invented)
+            for pair in invent_rows(self._base, subject.seed, subject.rows)
+        ]
+        return self._clipped_sum(attached, plan, rows, len(invented))
 
     def _rows(
         self, cohort: list[int], cap: int, round_: int, context_weight: float = 1.0
@@ -144,7 +196,7 @@ class SpeechTrainer:
                 and (states_SD := self._features.states(recording)) is not None
             ]
             ready.sort(key=lambda pair: len(pair[0]))
-            groups.append([_Row(number, *pair, share=1 / len(ready)) for pair in ready])
+            groups.append([_Row(subject, number, *pair, share=1 / len(ready)) for pair in ready])
         # Subjects with windows of like length side by side make full steps; a subject's rows stay
         # next to each other, as the engine needs to clip it once.
         groups.sort(key=lambda group: [len(row.states_SD) for row in group])

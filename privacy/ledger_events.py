@@ -14,10 +14,12 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from privacy.accountant import MechanismEvent
-from privacy.plan import RoundPlan
+from privacy.plan import PLAN_FORMAT_V1, RoundPlan
+from privacy.probes.receipt import require_probed
 
 RESERVED = "budget.reserved"
 TRAINED = "round.trained"
+STOPPED = "round.stopped"
 MECHANISM = "poisson-subsampled-gaussian"
 UNIT = "subject"
 
@@ -106,6 +108,8 @@ class TrainedRound:
             noise (`privacy.accountant.epsilon_sec`).
         random_source: name of the source of the sampling and of the noise.
         accountant: versions of what computed ε.
+        plan_format: version of the plan; from the second on it demands a probe receipt.
+        probes: that receipt's fields (`privacy.probes`).
     """
 
     run: MechanismRun
@@ -116,13 +120,17 @@ class TrainedRound:
     random_source: str
     code_version: str
     accountant: Mapping[str, str]
+    plan_format: str
+    probes: Mapping[str, Any]
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any], site: str) -> Self:
         """Read an event's fields, as `MechanismRun.from_fields` does. Raises ValueError."""
         run = MechanismRun.from_fields(fields, site)
+        # Entries of the first version have neither of the two.
+        values: dict[str, Any] = {"plan_format": PLAN_FORMAT_V1, "probes": {}, **fields}
         read = {
-            field.name: _typed(fields, field)
+            field.name: _typed(values, field)
             for field in dataclasses.fields(cls)
             if field.name != "run"
         }
@@ -130,6 +138,8 @@ class TrainedRound:
         _check(trained.epsilon_loc >= 0, "epsilon_loc")
         _check(trained.epsilon_sec >= 0, "epsilon_sec")
         _check(trained.honest_sites >= 1, "honest_sites")
+        if trained.plan_format != PLAN_FORMAT_V1:
+            require_probed(trained.probes, run.noise_multiplier)
         return trained
 
     def fields(self) -> dict[str, Any]:
@@ -150,7 +160,12 @@ def _typed(values: Mapping[str, Any], field: dataclasses.Field[Any]) -> Any:
         # Canonical JSON writes 1.0 as 1, so that a whole float comes back as an int.
         _check(isinstance(value, int | float) and not isinstance(value, bool), field.name)
         return float(value)
-    kinds: dict[Any, type] = {"str": str, "int": int, "Mapping[str, str]": dict}
+    kinds: dict[Any, type] = {
+        "str": str,
+        "int": int,
+        "Mapping[str, str]": dict,
+        "Mapping[str, Any]": dict,
+    }
     _check(type(value) is kinds[field.type], field.name)
     return value
 

@@ -17,7 +17,8 @@ import rfc8785
 
 from privacy.errors import PlanError
 
-PLAN_FORMAT = "auricle/plan/v1"
+PLAN_FORMAT_V1 = "auricle/plan/v1"
+PLAN_FORMAT = "auricle/plan/v2"  # demands a probe receipt of every round
 MIN_SAMPLING_RATE = 1e-4  # below it the accountant takes minutes, and no site has a lot
 JOB_NAME = re.compile(r"[0-9a-f]{1,64}")
 AdapterKind = Literal["lora", "core"]
@@ -127,7 +128,7 @@ class RoundPlan:
 
     def __post_init__(self) -> None:
         """Check every range. Raises PlanError naming the field."""
-        _check(self.format == PLAN_FORMAT, "format", f"is not {PLAN_FORMAT}")
+        _check(self.format in (PLAN_FORMAT_V1, PLAN_FORMAT), "format", f"is not {PLAN_FORMAT}")
         _check(JOB_NAME.fullmatch(self.job) is not None, "job", "must be 1 to 64 hex digits")
         _check(
             MIN_SAMPLING_RATE <= self.sampling_rate <= 1,

@@ -58,7 +58,7 @@ def test_no_weights_let_a_subject_move_the_sum_beyond_the_clipping_norm(
 
     def total(cohort: list[int]) -> Tensor:
         trainer = SpeechTrainer(parts.base, parts.store, parts.features, Chosen(cohort), 3)
-        update = trainer.train(plan, basis, 1, vector)
+        update = trainer.train(plan, basis, 1, vector).payload
         return torch.frombuffer(bytearray(update), dtype=torch.float32).double()
 
     everybody = list(range(len(TEXTS)))

@@ -20,6 +20,7 @@ from client_node.policy import SitePolicy, default_policy
 from client_node.private_round import Trainer
 from client_node.site_log import SiteLog
 from client_node.store import NewRecording
+from client_node.trainer import TrainedUpdate
 from model_core.adapter import AdapterConfig, attach
 from model_core.base import SpeechBase, save_base
 from model_core.basis import basis_to_bytes, make_basis
@@ -30,12 +31,14 @@ from privacy.merkle import MerkleTree
 from privacy.parcel import Answer, HeadProof, Parcel, ReleaseManifest, RoundOrder
 from privacy.plan import AdapterSpec, OptimiserSpec, RoundPlan, TensorSpec
 from privacy.private_log import PrivateLog
+from privacy.probes import PROBES, ProbeReceipt, ProbeResult
 from privacy.random_source import RandomSource
 from privacy.signing import Identity, open_as, seal
 from privacy.store import open_engine
 
 RATE_HZ = 16_000
 TARGETS = (r"model\.decoder\..*\.(q_proj|fc1)",)
+PASSED = ProbeReceipt(tuple(ProbeResult(name, "passed") for name in PROBES))
 START = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
 
@@ -69,11 +72,12 @@ class CountingTrainer:
     def check_weights(self, plan: RoundPlan, basis: bytes, vector: bytes) -> None:
         pass
 
-    def train(self, plan: RoundPlan, basis: bytes, round_: int, vector: bytes) -> bytes:
+    def train(self, plan: RoundPlan, basis: bytes, round_: int, vector: bytes) -> TrainedUpdate:
         self.draws += 1
         if self.error is not None:
             raise self.error
-        return np.random.default_rng().standard_normal(plan.adapter.size, np.float32).tobytes()
+        noise_D = np.random.default_rng().standard_normal(plan.adapter.size, np.float32)
+        return TrainedUpdate(noise_D.tobytes(), PASSED)
 
 
 @dataclasses.dataclass

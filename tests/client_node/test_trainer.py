@@ -109,7 +109,7 @@ def test_without_noise_a_round_is_the_sum_of_clipped_subject_gradients(
     plan, basis = noiseless(nano, clipping_norm=norm, max_utterances_per_subject=20)
     trainer = trainer_of(peopled)
     trainer.check(plan, basis)
-    update_D = unpacked(trainer.train(plan, basis, 1, packed(start_vector(plan))))
+    update_D = unpacked(trainer.train(plan, basis, 1, packed(start_vector(plan))).payload)
     by_subject = paths(peopled)
     assert set(by_subject) == {"ann", "ben", "cat", "dan"}  # eve is held out
     expected_D = sum(
@@ -128,9 +128,9 @@ def test_one_subject_moves_the_sum_by_at_most_the_clipping_norm(
 ) -> None:
     plan, basis = noiseless(nano, clipping_norm=0.01, max_utterances_per_subject=20)
     vector = packed(start_vector(plan))
-    with_all = unpacked(trainer_of(peopled).train(plan, basis, 1, vector))
+    with_all = unpacked(trainer_of(peopled).train(plan, basis, 1, vector).payload)
     peopled.parts().store.withdraw_consent("ann")
-    without = unpacked(trainer_of(peopled).train(plan, basis, 1, vector))
+    without = unpacked(trainer_of(peopled).train(plan, basis, 1, vector).payload)
     moved = float((with_all - without).norm())
     assert 0 < moved <= plan.clipping_norm
 
@@ -147,7 +147,7 @@ def test_withdrawn_subject_is_never_sampled_and_leaves_no_cached_state(
     assert forget_states(peopled.home.features, set(parts.store.placements())) == 4
     seen = trainer_of(peopled)._rows([1, 2, 3, 4, 5], 20, 1)
     assert len(seen) == 3  # ben, cat, dan, though all were asked for
-    update_D = unpacked(trainer_of(peopled).train(plan, basis, 1, vector))
+    update_D = unpacked(trainer_of(peopled).train(plan, basis, 1, vector).payload)
     rest = [pairs for name, pairs in paths(peopled).items() if name != "ann"]
     expected_D = sum(subject_gradient(nano, plan, basis, pairs) for pairs in rest)
     assert isinstance(expected_D, Tensor)
@@ -171,7 +171,9 @@ def test_noise_is_added_even_to_an_empty_cohort(site: Site, nano: SpeechBase) ->
     plan, basis = make_plan(nano, noise_multiplier=3.0, clipping_norm=2.0)
     vector = packed(start_vector(plan))
     trainer = trainer_of(site)
-    updates = torch.stack([unpacked(trainer.train(plan, basis, r, vector)) for r in range(1, 60)])
+    updates = torch.stack(
+        [unpacked(trainer.train(plan, basis, r, vector).payload) for r in range(1, 60)]
+    )
     assert float(updates.std()) == pytest.approx(6.0, rel=0.1)
 
 

@@ -13,6 +13,8 @@ from sqlalchemy import Engine
 from privacy.accountant import accountant_versions, epsilon, epsilon_sec
 from privacy.ledger import Ledger
 from privacy.ledger_events import RESERVED, TRAINED, MechanismRun, TrainedRound
+from privacy.plan import PLAN_FORMAT
+from privacy.probes import PROBES, ProbeReceipt, ProbeResult
 from privacy.signing import Identity
 from privacy.store import open_engine
 
@@ -36,6 +38,9 @@ def opened(folder: Path, name: str = "auricle.db") -> Iterator[Engine]:
         yield engine
     finally:
         engine.dispose()
+
+
+PASSED_PROBES = ProbeReceipt(tuple(ProbeResult(name, "passed") for name in PROBES)).fields()
 
 
 def run(round_: int, *, job: str = "0b" * 8, purpose: str = PURPOSE) -> MechanismRun:
@@ -67,6 +72,8 @@ def trained(this: MechanismRun, reserved: Sequence[MechanismRun], **changed: flo
         random_source="aes-256-ctr",
         code_version="0.1.0",
         accountant=accountant_versions(),
+        plan_format=PLAN_FORMAT,
+        probes=PASSED_PROBES,
     )
 
 

@@ -1,0 +1,29 @@
+"""Recordings that nobody spoke, for the gradient probes: small, and the same for the same seed.
+
+Shape suffixes: S encoder states, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from model_core.base import SpeechBase
+from model_core.training import Example
+
+_STATES = 24
+_TOKENS = 4
+
+
+def invent_rows(base: SpeechBase, seed: int, rows: int) -> list[tuple[Tensor, Example]]:
+    """`rows` pairs of random encoder states [S, D] float16 and a random transcript."""
+    generator = torch.Generator().manual_seed(seed)
+    config = base.model.config
+    prefix = base.tokenizer.prefix()
+    pairs = []
+    for _ in range(rows):
+        states_SD = torch.randn(_STATES, config.d_model, generator=generator).half()
+        words = torch.randint(0, base.tokenizer.end, (_TOKENS,), generator=generator).tolist()
+        ids = (*prefix, *words, base.tokenizer.end)
+        pairs.append((states_SD, Example(ids, (0.0,) * len(prefix) + (1.0,) * (_TOKENS + 1))))
+    return pairs
