@@ -65,3 +65,13 @@ class TextError(ModelCoreError):
 
     code = "text-empty"
     exit_code = 23
+
+
+class ExportError(ModelCoreError):
+    """A model for ONNX Runtime cannot be made or is not the one expected.
+
+    Codes: `onnx-missing`, `onnx-folder`, `onnx-malformed`, `onnx-checksum`.
+    """
+
+    code = "onnx-malformed"
+    exit_code = 24
