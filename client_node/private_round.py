@@ -112,8 +112,9 @@ class PrivateRounds:
     def run(self, plan: RoundPlan, basis: bytes, order: RoundOrder, vector: bytes) -> Parcel:
         """Train and seal one round. The caller has verified plan and order.
 
-        Raises RefusalError for weights out of range and BudgetError, before anything is spent; RefusalError("round-interrupted") where the
-        round was begun before; whatever the trainer raises, and then the reservation stays spent.
+        Raises RefusalError for weights out of range and BudgetError, before anything is spent;
+        RefusalError("round-interrupted") where the round was begun before; whatever the trainer
+        raises, and then the reservation stays spent.
         """
         require_trainable(vector)
         self._trainer.check_weights(plan, basis, vector)

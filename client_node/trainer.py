@@ -1,4 +1,4 @@
-"""Private training of one round: sample subjects, clip each one's gradient, sum, noise, probe, pack.
+"""Private training of one round: sample subjects, clip each gradient, sum, noise, probe, pack.
 
 g = Σ_{u in Poisson(q)} clip_C(∇ mean loss of u's recordings) + N(0, σ²C²I), with every constant
 from the signed plan. The encoder is frozen and its states are cached, which is exact only while no

@@ -65,7 +65,7 @@ def greedy(
     a prompt if there is one. The caller's states must be float32.
     """
     batch, states = states_BSD.shape[:2]
-    limit = min(MAX_NEW_TOKENS, _TOKENS_SPARE + _TOKENS_PER_S * states // STATES_PER_S)
+    limit = token_limit(states)
     banned_V = _banned(base, model.config.vocab_size)
     first_banned_V = banned_V.clone()
     first_banned_V[list(base.rules.begin_suppress)] = True
@@ -92,6 +92,11 @@ def greedy(
         _decoded(row, base.tokenizer.end, float(score), float(no_speech))
         for row, score, no_speech in zip(rows, score_B, no_speech_B, strict=True)
     ]
+
+
+def token_limit(states: int) -> int:
+    """Most tokens to write for a window of so many encoder states: what can be said in it."""
+    return min(MAX_NEW_TOKENS, _TOKENS_SPARE + _TOKENS_PER_S * states // STATES_PER_S)
 
 
 def _decoded(row: list[int], end: int, log_probability: float, no_speech: float) -> Decoded:

@@ -75,3 +75,13 @@ class ManifestError(ModelCoreError):
 
     code = "manifest-format"
     exit_code = 31
+
+
+class ExportError(ModelCoreError):
+    """A model for ONNX Runtime cannot be made or is not the one expected.
+
+    Codes: `onnx-missing`, `onnx-folder`, `onnx-malformed`, `onnx-checksum`.
+    """
+
+    code = "onnx-malformed"
+    exit_code = 24

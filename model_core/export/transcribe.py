@@ -1,0 +1,56 @@
+"""Speech to text with an exported model: the windows and cuts of `model_core.transcribe`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from model_core.audio import RATE_HZ
+from model_core.export.runtime import OnnxSpeech
+from model_core.features import log_mel
+from model_core.transcribe import (
+    Segment,
+    Transcript,
+    clip_window_s,
+    cut_at_pauses,
+    is_silent,
+)
+
+
+class OnnxTranscriber:
+    """`Transcriber` on an exported model instead of a torch one. Safe to share between threads.
+
+    An adapter is part of the exported weights; `prompt_terms` and `language` work alike.
+    """
+
+    def __init__(
+        self, speech: OnnxSpeech, prompt_terms: Sequence[str] = (), language: str = "en"
+    ) -> None:
+        self._speech = speech
+        tokenizer = speech.tokenizer
+        self._prefix = (*tokenizer.prompt(prompt_terms), *tokenizer.prefix(language))
+
+    def transcribe(self, samples: Tensor) -> Transcript:
+        """Transcribe one recording: [N] float32 at 16 kHz, any length."""
+        segments = [
+            Segment(start / RATE_HZ, end / RATE_HZ, text)
+            for start, end in cut_at_pauses(samples)
+            if (text := self._text(samples[start:end]))
+        ]
+        return Transcript(
+            text=" ".join(segment.text for segment in segments),
+            segments=tuple(segments),
+            duration_s=len(samples) / RATE_HZ,
+        )
+
+    def transcribe_many(self, recordings: Sequence[Tensor]) -> list[Transcript]:
+        """Transcribe recordings one after the other."""
+        return [self.transcribe(samples) for samples in recordings]
+
+    def _text(self, clip: Tensor) -> str:
+        if is_silent(clip):
+            return ""
+        mel_BMT = log_mel([clip], clip_window_s(len(clip)), self._speech.mel_bins)
+        decoded = self._speech.decode_mel(mel_BMT, self._prefix)[0]
+        return "" if decoded.is_silence else self._speech.tokenizer.decode(decoded.ids)
