@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model_core.adapter import Adapter
 from model_core.audio import RATE_HZ, read_audio
 from model_core.base import SpeechBase
 from model_core.errors import ManifestError
@@ -94,15 +93,13 @@ def read_manifest(path: Path) -> list[Recording]:
     return recordings
 
 
-def evaluate(
-    base: SpeechBase, recordings: Sequence[Recording], adapter: Adapter | None = None
-) -> Report:
+def evaluate(base: SpeechBase, recordings: Sequence[Recording]) -> Report:
     """Transcribe every recording in its language and compare. Raises AudioError, TextError."""
     heard: list[_Heard] = []
     compute_s = 0.0
     languages = sorted({recording.language for recording in recordings})
     for language in languages:
-        transcriber = Transcriber(base, adapter, language=language)
+        transcriber = Transcriber(base, language=language)
         mine = [recording for recording in recordings if recording.language == language]
         for start in range(0, len(mine), _BATCH):
             batch = mine[start : start + _BATCH]

@@ -30,7 +30,8 @@ def evaluate(
         ),
     ],
     adapter: Annotated[
-        Path | None, typer.Option(help="Folder of an adapter to put on the model.", file_okay=False)
+        list[Path] | None,
+        typer.Option(help="Folder of an adapter to put on the model; may be repeated."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -39,13 +40,14 @@ def evaluate(
     Prints word and character error rate and the terms that were right, for all and by language.
     """
     from model_core import evaluation
-    from model_core.adapter import load_adapter
-    from model_core.base import open_base
+    from model_core.adapter_stack import merge_adapters
+    from model_core.base import open_base, rebased
 
     recordings = evaluation.read_manifest(manifest)
     base = open_base(model)
-    put_on = None if adapter is None else load_adapter(base.model, adapter)
-    report = evaluation.evaluate(base, recordings, put_on)
+    if adapter:
+        base = rebased(base, merge_adapters(base.model, adapter))
+    report = evaluation.evaluate(base, recordings)
     rows = {"all": report.overall, **report.by_language}
     cells = [
         (
