@@ -19,7 +19,8 @@ def stack(base):
     release = attached(base, "core")
     local = attached(base, "lora", rank=2, scaling=0.5, target_modules=MODULES[:1])
     other = attach(base.model, AdapterConfig("lora", 3, 1.0, ("decoder.*self_attn.v_proj",)))
-    other.load_vector(torch.full((other.size,), 0.05))
+    generator = torch.Generator().manual_seed(9)
+    other.load_vector(torch.randn(other.size, generator=generator) * 0.1)
     return [release, local, other]
 
 
