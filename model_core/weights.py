@@ -15,10 +15,17 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from model_core.convert import convert_ctranslate2
 from model_core.errors import WeightsError
-from model_core.sources import Checkpoint, resolve_checkpoint
+from model_core.sources import Checkpoint, file_sha256, resolve_checkpoint
 from model_core.tokens import SpeechTokenizer
 
-__all__ = ["Checkpoint", "DecodingRules", "Whisper", "load_whisper", "resolve_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "DecodingRules",
+    "Whisper",
+    "file_sha256",
+    "load_whisper",
+    "resolve_checkpoint",
+]
 
 _FIRST_MULTILINGUAL_VOCABULARY = 51865  # OpenAI's rule: English-only checkpoints have one less
 

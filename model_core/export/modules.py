@@ -72,7 +72,7 @@ class LoopedMixture(nn.Module):
         super().__init__()
         stacked = mixture.experts
         self.top_k = mixture.top_k
-        self.weighted = mixture.top_k > 1
+        self.weighted = mixture.weighting == "mean" and mixture.top_k > 1
         self.activation = mixture.activation
         self.shared_up, self.shared_down = map(_linear, (mixture.shared_up, mixture.shared_down))
         self.router = Linear(mixture.router.weight)

@@ -10,10 +10,18 @@ from hypothesis import strategies as st
 
 from model_core.base import load_base, make_base, save_base
 from model_core.errors import WeightsError
+from model_core.export.modules import LoopedMixture
 from model_core.features import encode_mel
 from model_core.nano import nano_whisper
 from model_core.split import balanced_clusters, cluster_neurons
-from model_core.upcycle import MIXTURES, MixtureConfig, feed_forward_layers, mixture_named, upcycle
+from model_core.upcycle import (
+    MIXTURES,
+    MixtureConfig,
+    feed_forward_layers,
+    mixture_named,
+    mixtures,
+    upcycle,
+)
 from tests.model_core.test_upcycle import logits
 
 SPLIT = MixtureConfig(experts=4, shared_fraction=0.25, top_k=4, variant="split")
@@ -82,6 +90,17 @@ def test_named_mixture_round_trips_through_a_folder(variant, tmp_path):
     states_BSD = torch.randn(2, 20, 32)
     with torch.no_grad():
         assert torch.equal(logits(loaded.model, states_BSD), logits(base.model, states_BSD))
+
+
+@pytest.mark.parametrize("top_k", [1, 3])
+def test_exported_blocks_add_their_experts_up_alike(top_k):
+    """`sum` and `mean` differ from two experts on."""
+    base = make_base(nano_whisper(), dataclasses.replace(SPLIT, top_k=top_k))
+    x_BTD = torch.randn(2, 9, 32)
+    for block in mixtures(base.model):
+        with torch.no_grad():
+            expected = block(x_BTD)
+            torch.testing.assert_close(LoopedMixture(block)(x_BTD), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("hidden", [64, 1536, 2048, 3072, 4096, 5120])
