@@ -15,7 +15,17 @@ from typing import Annotated, Any, Protocol, runtime_checkable
 import click
 import typer
 
-from deploy.cli import base, coordinator, demo, doctor, ledger, rounds, site, transcribe
+from deploy.cli import (
+    base,
+    coordinator,
+    demo,
+    doctor,
+    ledger,
+    privacy,
+    rounds,
+    site,
+    transcribe,
+)
 from deploy.cli.output import emit_error
 
 EXIT_INTERNAL = 1
@@ -36,6 +46,7 @@ app.add_typer(site.app, name="site")
 app.add_typer(rounds.app, name="round")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(base.app, name="base")
+app.add_typer(privacy.app, name="privacy")
 app.command("demo", epilog=demo.EXAMPLE)(demo.demo)
 app.command("transcribe", epilog=transcribe.EXAMPLE)(transcribe.transcribe)
 app.command("doctor", epilog=doctor.EXAMPLE)(doctor.doctor)
