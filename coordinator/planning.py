@@ -59,6 +59,7 @@ def make_plan(
         issued_at=datetime.fromtimestamp(issued_at_s, UTC).isoformat(timespec="seconds"),
         context_weight=request.context_weight,
         privacy_mode=request.privacy_mode,
+        adjacency=request.adjacency,
     )
 
 
@@ -108,5 +109,5 @@ def _noise(request: JobRequest) -> float:
         return request.noise_multiplier
     assert request.epsilon is not None  # checked by JobRequest
     return noise_multiplier_for(
-        request.epsilon, request.delta, request.sampling_rate, request.rounds
+        request.epsilon, request.delta, request.sampling_rate, request.rounds, request.adjacency
     )

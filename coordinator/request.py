@@ -10,7 +10,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from coordinator.errors import RequestError
-from privacy.plan import AdapterKind, OptimiserSpec, PrivacyMode, Schedule
+from privacy.plan import AdapterKind, Adjacency, OptimiserSpec, PrivacyMode, Schedule
 
 _STRICT = ConfigDict(extra="forbid", strict=False)
 
@@ -62,6 +62,7 @@ class JobRequest:
         expected_subjects: public N̄, subjects assumed per site.
         epsilon: target ε_loc over all rounds; give this or `noise_multiplier`.
         noise_multiplier: σ.
+        adjacency: which data sets are neighbours; as in the plan.
         privacy_mode: "none" trains without noise, for comparisons on synthetic data only.
         sites: names, or empty for every active site.
         quorum: fewest updates that make a round; None asks for all sites.
@@ -80,6 +81,7 @@ class JobRequest:
     epsilon: float | None = None
     noise_multiplier: float | None = None
     privacy_mode: PrivacyMode = "local-noise"
+    adjacency: Adjacency = "add_or_remove_one"
     max_utterances_per_subject: int = 4
     sites: tuple[str, ...] = ()
     quorum: int | None = None

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.metadata import version
@@ -33,6 +33,7 @@ ADJACENCIES = (ADD_OR_REMOVE_ONE, REPLACE_ONE)
 RDP_LOOSENESS = 1.5
 _TOLERANCE = 1e-3  # absolute and relative, of both accountants' discretisation
 _REPEATS = (1, 8, 64, 512, 4096, 32_768)
+_INTERPOLATED_PROBES = 8  # then halving, which always ends
 _SIGMA_STEPS_PER_UNIT = 1000
 _SIGMA_STEPS = range(100, 10_000 * _SIGMA_STEPS_PER_UNIT)  # σ from 0.1 to a plan's limit
 
@@ -170,26 +171,17 @@ def noise_multiplier_for(
     """
     _check(epsilon > 0, "ε must be positive")
     _check(0 < delta < 1, "δ must be in (0, 1)")
-    _check(adjacency in ADJACENCIES, "the adjacency is unknown")
+    replace_one = MechanismEvent(sampling_rate, 1.0, rounds, adjacency).adjacency == REPLACE_ONE
 
-    def one(index: int) -> tuple[float, float, bool]:
-        sigma = _SIGMA_STEPS[index] / _SIGMA_STEPS_PER_UNIT
-        return sampling_rate, sigma, adjacency == REPLACE_ONE
+    def pld(step: int) -> float:
+        return _pld_epsilon(sampling_rate, _sigma(step), replace_one, rounds, delta)
 
-    def enough(index: int) -> bool:
-        return _pld_epsilon(*one(index), rounds, delta) <= epsilon
+    def rdp(step: int) -> float:
+        return _rdp_epsilon(sampling_rate, _sigma(step), replace_one, rounds, delta)
 
     # Rényi's σ, quickly found, is a little too large: the search for the smallest starts there.
-    indices = range(len(_SIGMA_STEPS))
-    high = bisect_left(
-        indices, True, key=lambda index: _rdp_epsilon(*one(index), rounds, delta) <= epsilon
-    )
-    low = min(high, len(indices) - 1)
-    while low > 0 and enough(low):
-        low -= max(1, low // 8)
-    found = bisect_left(indices, True, lo=low, key=enough)
-    _check(found < len(_SIGMA_STEPS), f"no noise multiplier reaches ε = {epsilon}")
-    sigma = one(found)[1]
+    high = bisect_left(_SIGMA_STEPS, True, key=lambda step: rdp(step) <= epsilon)
+    sigma = _sigma(_smallest_within(epsilon, pld, _SIGMA_STEPS[min(high, len(_SIGMA_STEPS) - 1)]))
     _epsilon((MechanismEvent(sampling_rate, sigma, rounds, adjacency),), delta)  # or refused
     return sigma
 
@@ -197,6 +189,36 @@ def noise_multiplier_for(
 def accountant_versions() -> dict[str, str]:
     """Versions of what computed ε, for the ledger."""
     return {"dp-accounting": version("dp-accounting")}
+
+
+def _sigma(step: int) -> float:
+    return step / _SIGMA_STEPS_PER_UNIT
+
+
+def _smallest_within(target: float, epsilon_at: Callable[[int], float], start: int) -> int:
+    """Smallest of _SIGMA_STEPS with ε ≤ `target`, by interpolation from `start`."""
+    high, at_high = start, epsilon_at(start)
+    _check(at_high <= target, f"no noise multiplier reaches ε = {target}")
+    low, at_low = high, at_high
+    while at_low <= target:
+        high, at_high = low, at_low
+        if high == _SIGMA_STEPS[0]:
+            return high
+        low = max(_SIGMA_STEPS[0], high - max(1, high // 8))
+        at_low = epsilon_at(low)
+    probes = 0
+    while high - low > 1:
+        probes += 1
+        share = 0.5
+        if probes <= _INTERPOLATED_PROBES and 0 < at_high < at_low < math.inf:
+            share = math.log(at_low / target) / math.log(at_low / at_high)
+        middle = min(max(low + 1, low + round(share * (high - low))), high - 1)
+        found = epsilon_at(middle)
+        if found <= target:
+            high, at_high = middle, found
+        else:
+            low, at_low = middle, found
+    return high
 
 
 @lru_cache(maxsize=4096)

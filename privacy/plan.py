@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import re
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import rfc8785
 
@@ -23,6 +23,7 @@ MIN_SAMPLING_RATE = 1e-4  # below it the accountant takes minutes, and no site h
 JOB_NAME = re.compile(r"[0-9a-f]{1,64}")
 AdapterKind = Literal["lora", "core"]
 PrivacyMode = Literal["local-noise", "none"]
+Adjacency = Literal["add_or_remove_one", "replace_one"]
 OptimiserName = Literal["adam", "sgd"]
 Schedule = Literal["constant", "linear"]
 
@@ -99,6 +100,8 @@ class RoundPlan:
         sites: names of the sites asked to take part.
         quorum: fewest sites whose updates make a round.
         deadline_s: seconds a round may stay open.
+        adjacency: which data sets are neighbours, and so what ε is a statement of: one subject
+            more or less, or one replaced by another, which takes more noise at the same ε.
         context_weight: weight, in the loss of a recording whose term is known, of the tokens
             outside that term (whose own weight is 1), in [0, 1].
     """
@@ -123,7 +126,7 @@ class RoundPlan:
     context_weight: float = 1.0
     privacy_mode: PrivacyMode = "local-noise"
     unit: Literal["subject"] = "subject"
-    adjacency: Literal["add_or_remove_one"] = "add_or_remove_one"
+    adjacency: Adjacency = "add_or_remove_one"
     format: str = PLAN_FORMAT
 
     def __post_init__(self) -> None:
@@ -145,6 +148,7 @@ class RoundPlan:
         _check(1 <= self.honest_sites <= len(self.sites), "honest_sites", "must be 1..sites")
         _check(0 < self.deadline_s < 7 * 86400, "deadline_s", "must be under seven days")
         _check(0 <= self.context_weight <= 1, "context_weight", "must be in [0, 1]")
+        _check(self.adjacency in get_args(Adjacency), "adjacency", "is not one that is known")
         _check(self.adapter.size > 0, "adapter", "has nothing to train")
         if self.privacy_mode == "none":
             _check(self.noise_multiplier == 0, "noise_multiplier", "must be 0 without privacy")

@@ -22,6 +22,7 @@ from deploy.cli import (
     doctor,
     evaluate,
     ledger,
+    privacy,
     rounds,
     site,
     transcribe,
@@ -46,6 +47,7 @@ app.add_typer(site.app, name="site")
 app.add_typer(rounds.app, name="round")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(base.app, name="base")
+app.add_typer(privacy.app, name="privacy")
 app.command("demo", epilog=demo.EXAMPLE)(demo.demo)
 app.command("transcribe", epilog=transcribe.EXAMPLE)(transcribe.transcribe)
 app.command("evaluate", epilog=evaluate.EXAMPLE)(evaluate.evaluate)

@@ -141,6 +141,15 @@ def test_epsilon_is_never_below_the_gaussians_and_close_to_it() -> None:
     assert mechanism.epsilon(0.05, 500, DELTA, REPLACE_ONE) > 12
 
 
+@pytest.mark.parametrize("sites", [1, 3])
+def test_the_accounted_gaussian_is_the_one_whose_rounding_has_our_variance(sites: int) -> None:
+    mechanism = IntegerMechanism(1.0, 64, 1.0, 5)
+    assert mechanism.variance == 64**2
+    accounted = mechanism.event(0.1, honest_sites=sites).noise_multiplier * 64
+    assert accounted**2 <= sites * 64**2 - 1 / 12
+    assert accounted**2 == pytest.approx(sites * 64**2 - 1 / 12, rel=1e-12)
+
+
 def test_noise_too_coarse_for_its_delta_is_refused() -> None:
     with pytest.raises(AccountingError):
         IntegerMechanism(1.0, 64, 1.0, 10**6).epsilon(1.0, 500, 1e-9)
