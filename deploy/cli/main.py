@@ -15,7 +15,7 @@ from typing import Annotated, Any, Protocol, runtime_checkable
 import click
 import typer
 
-from deploy.cli import base, coordinator, demo, doctor, ledger, rounds, site, transcribe
+from deploy.cli import base, coordinator, demo, doctor, export, ledger, rounds, site, transcribe
 from deploy.cli.output import emit_error
 
 EXIT_INTERNAL = 1
@@ -35,6 +35,7 @@ app.add_typer(coordinator.app, name="coordinator")
 app.add_typer(site.app, name="site")
 app.add_typer(rounds.app, name="round")
 app.add_typer(ledger.app, name="ledger")
+base.app.command("export", epilog=export.EXAMPLE)(export.export)
 app.add_typer(base.app, name="base")
 app.command("demo", epilog=demo.EXAMPLE)(demo.demo)
 app.command("transcribe", epilog=transcribe.EXAMPLE)(transcribe.transcribe)
