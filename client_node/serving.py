@@ -12,6 +12,8 @@ from client_node.keys import trusted_coordinator
 from client_node.manifest import read_manifest
 from client_node.model_store import ModelStore
 from client_node.store import SiteStore
+from model_core.adapter import load_adapter
+from model_core.base import SpeechBase, load_base, rebased
 from privacy.store import open_engine
 
 
@@ -26,6 +28,21 @@ def open_transcriber(home: SiteHome, prompt_terms: Sequence[str] = ()) -> SiteTr
     settings = SiteSettings.load(home.settings)
     load = transcriber_loader(Path(settings.base_folder), settings.base_sha256, prompt_terms)
     return SiteTranscriber(open_model_store(home, settings), load)
+
+
+def served_base(home: SiteHome) -> tuple[SpeechBase, str | None]:
+    """What serves at this site as one model, the active release merged in, and its name.
+
+    Raises SiteError where there is no site; ReleaseError, SignatureError and WeightsError as
+    serving does.
+    """
+    settings = SiteSettings.load(home.settings)
+    base = load_base(Path(settings.base_folder), expected_sha256=settings.base_sha256)
+    active = open_model_store(home, settings).active()
+    if active is None:
+        return base, None
+    merged = load_adapter(base.model, active.adapter).merged()
+    return rebased(base, merged), active.manifest.release
 
 
 def evaluate_site(

@@ -21,6 +21,7 @@ from deploy.cli import (
     demo,
     doctor,
     evaluate,
+    export,
     ledger,
     privacy,
     rounds,
@@ -46,6 +47,7 @@ app.add_typer(coordinator.app, name="coordinator")
 app.add_typer(site.app, name="site")
 app.add_typer(rounds.app, name="round")
 app.add_typer(ledger.app, name="ledger")
+base.app.command("export", epilog=export.EXAMPLE)(export.export)
 app.add_typer(base.app, name="base")
 app.add_typer(privacy.app, name="privacy")
 app.command("demo", epilog=demo.EXAMPLE)(demo.demo)

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from model_core.base import SpeechBase
 from model_core.errors import ExportError
-from model_core.export.graph import DECODER, ENCODER, export_graphs
+from model_core.export.graph import DECODER, ENCODER, export_decoder, export_encoder
 from model_core.export.quantise import quantise_decoder, quantise_encoder
 from model_core.export.runtime import DecoderShape, OnnxSpeech, open_session
 from model_core.tokens import SpeechTokenizer
@@ -45,43 +46,49 @@ class Exported:
     size_bytes: int
 
 
-def export_onnx(base: SpeechBase, folder: Path, precision: Precision = "float32") -> Exported:
-    """Write a base, dense or mixture, to a new or empty folder for `load_onnx`.
+def export_onnx(base: SpeechBase, folder: Path) -> Exported:
+    """Write a base, dense or mixture, in float32 to a new or empty folder for `load_onnx`.
 
-    To export an adapter with it, give `rebased(base, adapter.merged())`. Raises ExportError:
-    `onnx-folder` if the folder has something in it, `onnx-malformed` if quantising left weights in
-    floating point.
+    To export an adapter with it, give `rebased(base, adapter.merged())`. Raises ExportError
+    (onnx-folder) if the folder has something in it.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ExportError(f"{folder} is not empty", remedy="name a new folder", code="onnx-folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    if precision == "int8":
-        with tempfile.TemporaryDirectory(prefix="auricle-", dir=folder) as plain:
-            export_graphs(base.model, Path(plain))
-            quantise_encoder(Path(plain) / ENCODER, folder / ENCODER)
-            quantise_decoder(Path(plain) / DECODER, folder / DECODER)
-    else:
-        export_graphs(base.model, folder)
+    _require_empty(folder)
+    export_encoder(base.model, folder / ENCODER)
+    export_decoder(base.model, folder / DECODER)
     base.tokenizer.save(folder / _TOKENIZER)
-    files = sorted(path.name for path in folder.iterdir())
-    weights_sha256 = base_sha256(base.model)
     config = base.model.config
     heads = config.decoder_attention_heads
-    manifest = {
+    fields = {
         "format": ONNX_FORMAT,
-        "precision": precision,
-        "weights_sha256": weights_sha256,
+        "precision": "float32",
+        "weights_sha256": base_sha256(base.model),
         "multilingual": base.tokenizer.multilingual,
         "mel_bins": config.num_mel_bins,
         "decoder": dataclasses.asdict(
             DecoderShape(config.decoder_layers, heads, config.d_model // heads)
         ),
         "decoding": dataclasses.asdict(base.rules),
-        "files": {name: file_sha256(folder / name) for name in files},
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True), encoding="utf-8")
-    size_bytes = sum((folder / name).stat().st_size for name in files if name != _TOKENIZER)
-    return Exported(folder, precision, weights_sha256, size_bytes)
+    return _finish(folder, fields)
+
+
+def quantise_onnx(source: Path, folder: Path) -> Exported:
+    """Write an exported float32 folder in INT8 to a new or empty folder.
+
+    Raises ExportError: as `load_onnx` for the source, `onnx-folder` if the target has something in
+    it, `onnx-malformed` if the source is quantised already or a weight matrix stayed as it was.
+    """
+    fields = _read_manifest(source)
+    if fields["precision"] != "float32":
+        raise ExportError(
+            f"{source} is quantised already", remedy="quantise the float32 export of the model"
+        )
+    _require_empty(folder)
+    with tempfile.TemporaryDirectory(prefix="auricle-", dir=folder) as scratch:
+        quantise_encoder(source / ENCODER, folder / ENCODER, Path(scratch))
+    quantise_decoder(source / DECODER, folder / DECODER)
+    shutil.copyfile(source / _TOKENIZER, folder / _TOKENIZER)
+    return _finish(folder, {**fields, "precision": "int8"})
 
 
 def load_onnx(folder: Path, threads: int | None = None) -> OnnxSpeech:
@@ -92,16 +99,11 @@ def load_onnx(folder: Path, threads: int | None = None) -> OnnxSpeech:
     """
     manifest = _read_manifest(folder)
     try:
-        if manifest["format"] != ONNX_FORMAT or manifest["precision"] not in get_args(Precision):
-            raise ValueError(f"{manifest['format']}, {manifest['precision']}")
         shape = DecoderShape(**manifest["decoder"])
         rules = DecodingRules.from_fields(manifest["decoding"])
         multilingual, mel_bins = bool(manifest["multilingual"]), int(manifest["mel_bins"])
-        files = {str(name): str(sha256) for name, sha256 in manifest["files"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise _unreadable(folder, error) from error
-    for name in {ENCODER, DECODER, _TOKENIZER, *files}:
-        _verify(folder, name, files.get(name))
     return OnnxSpeech(
         encoder=open_session(str(folder / ENCODER), threads),
         decoder=open_session(str(folder / DECODER), threads),
@@ -112,20 +114,40 @@ def load_onnx(folder: Path, threads: int | None = None) -> OnnxSpeech:
     )
 
 
+def _require_empty(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ExportError(f"{folder} is not empty", remedy="name a new folder", code="onnx-folder")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _finish(folder: Path, fields: dict[str, Any]) -> Exported:
+    """Write the manifest over all files; it comes last, so a folder that has one is whole."""
+    names = sorted(path.name for path in folder.iterdir())
+    files = {name: file_sha256(folder / name) for name in names}
+    text = json.dumps({**fields, "files": files}, indent=2, sort_keys=True)
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    size_bytes = sum((folder / name).stat().st_size for name in names if name != _TOKENIZER)
+    return Exported(folder, fields["precision"], fields["weights_sha256"], size_bytes)
+
+
 def _read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder whose files are all as they were written. Raises ExportError."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["format"] != ONNX_FORMAT or manifest["precision"] not in get_args(Precision):
+            raise ValueError(f"{manifest['format']}, {manifest['precision']}")
+        files = {str(name): str(sha256) for name, sha256 in manifest["files"].items()}
     except FileNotFoundError as error:
         raise ExportError(
             f"{folder} holds no exported model",
             remedy="make one with `auricle base export`",
             code="onnx-folder",
         ) from error
-    except (ValueError, OSError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
         raise _unreadable(folder, error) from error
-    if not isinstance(manifest, dict):
-        raise _unreadable(folder, TypeError("not an object"))
-    return manifest
+    for name in {ENCODER, DECODER, _TOKENIZER, *files}:
+        _verify(folder, name, files.get(name))
+    return cast(dict[str, Any], manifest)
 
 
 def _unreadable(folder: Path, error: Exception) -> ExportError:
@@ -136,14 +158,10 @@ def _unreadable(folder: Path, error: Exception) -> ExportError:
 
 
 def _verify(folder: Path, name: str, sha256: str | None) -> None:
-    # A name with a path in it could point the check, and the loader, outside the folder.
+    # A name with a path in it would point outside the folder.
     path = folder / name
-    if (
-        sha256 is None
-        or Path(name).name != name
-        or not path.is_file()
-        or file_sha256(path) != sha256
-    ):
+    whole = sha256 is not None and Path(name).name == name and path.is_file()
+    if not whole or file_sha256(path) != sha256:
         raise ExportError(
             f"{path} is missing or is not the file that was exported",
             remedy="copy the folder again, or export the model again",

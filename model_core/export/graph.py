@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
-from transformers import WhisperForConditionalGeneration
+from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from model_core.export.modules import ExportDecoder, ExportEncoder
 
@@ -42,43 +42,46 @@ def cache_names(layers: int) -> list[str]:
     return _names("cache", layers)
 
 
-def export_graphs(model: WhisperForConditionalGeneration, folder: Path) -> None:
-    """Write both graphs in float32, each with its weights in a file beside it."""
-    encoder, decoder = ExportEncoder(model).eval(), ExportDecoder(model).eval()
+def export_encoder(model: WhisperForConditionalGeneration, path: Path) -> None:
+    """Write the encoder's graph in float32, with its weights in a file beside it."""
+    config = model.config
+    _export(
+        ExportEncoder(model).eval(),
+        path,
+        example=(torch.zeros(_BATCH, config.num_mel_bins, _FRAMES),),
+        axes={"mel_BMT": _dynamic(0, 2)},
+        inputs=["mel"],
+        outputs=["states", *cross_names(config.decoder_layers)],
+    )
+
+
+def export_decoder(model: WhisperForConditionalGeneration, path: Path) -> None:
+    """Write the decoder's graph in float32, with its weights in a file beside it."""
     config = model.config
     layers = config.decoder_layers
-    mel_BMT = torch.zeros(_BATCH, config.num_mel_bins, _FRAMES)
+    axes = [(_dynamic(0, 3), _dynamic(0, 2))] * layers
     _export(
-        encoder,
-        (mel_BMT,),
-        {"mel_BMT": _dynamic(0, 2)},
-        ["mel"],
-        ["states", *cross_names(layers)],
-        folder / ENCODER,
-    )
-    with torch.no_grad():
-        crossed = list(encoder(mel_BMT)[1:])
-    heads, width = config.decoder_attention_heads, config.d_model // config.decoder_attention_heads
-    key, value = torch.zeros(_BATCH, heads, width, _PAST), torch.zeros(_BATCH, heads, _PAST, width)
-    pair_axes = (_dynamic(0, 3), _dynamic(0, 2))
-    _export(
-        decoder,
-        (
+        ExportDecoder(model).eval(),
+        path,
+        example=(
             torch.zeros(_BATCH, _STEPS, dtype=torch.int64),
             torch.tensor([0, _STEPS - 1]),
-            [(key.clone(), value.clone()) for _ in range(layers)],
-            list(zip(crossed[::2], crossed[1::2], strict=True)),
+            _pairs(config, _PAST),
+            _pairs(config, _FRAMES // 2),
         ),
-        {
-            "ids_BT": _dynamic(0, 1),
-            "wanted_J": _dynamic(0),
-            "pasts": [pair_axes] * layers,
-            "crossed": [pair_axes] * layers,
-        },
-        ["ids", "wanted", *past_names(layers), *cross_names(layers)],
-        ["logits", *cache_names(layers)],
-        folder / DECODER,
+        axes={"ids_BT": _dynamic(0, 1), "wanted_J": _dynamic(0), "pasts": axes, "crossed": axes},
+        inputs=["ids", "wanted", *past_names(layers), *cross_names(layers)],
+        outputs=["logits", *cache_names(layers)],
     )
+
+
+def _pairs(config: WhisperConfig, positions: int) -> list[tuple[Tensor, Tensor]]:
+    """Example keys and values of every layer."""
+    heads, width = config.decoder_attention_heads, config.d_model // config.decoder_attention_heads
+    return [
+        (torch.zeros(_BATCH, heads, width, positions), torch.zeros(_BATCH, heads, positions, width))
+        for _ in range(config.decoder_layers)
+    ]
 
 
 def _names(kind: str, layers: int) -> list[str]:
@@ -91,11 +94,12 @@ def _dynamic(*axes: int) -> dict[int, Any]:
 
 def _export(
     module: nn.Module,
+    path: Path,
+    *,
     example: tuple[Tensor | list[tuple[Tensor, Tensor]], ...],
     axes: dict[str, Any],
     inputs: Sequence[str],
     outputs: Sequence[str],
-    path: Path,
 ) -> None:
     with warnings.catch_warnings():
         # torch 2.13 copies its own tree specifications in a way that it deprecates.

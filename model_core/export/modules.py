@@ -22,7 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import WhisperForConditionalGeneration
-from transformers.models.whisper.modeling_whisper import WhisperAttention
+from transformers.models.whisper.modeling_whisper import (
+    WhisperAttention,
+    WhisperDecoderLayer,
+    WhisperEncoderLayer,
+)
 
 from model_core.experts import MixtureFeedForward
 
@@ -72,7 +76,9 @@ class LoopedMixture(nn.Module):
         super().__init__()
         stacked = mixture.experts
         self.top_k = mixture.top_k
+        # One expert a token, or experts that make up a dense block together, weigh 1 each.
         self.weighted = mixture.weighting == "mean" and mixture.top_k > 1
+        self.shared = mixture.shared_up.out_features > 0
         self.activation = mixture.activation
         self.shared_up, self.shared_down = map(_linear, (mixture.shared_up, mixture.shared_down))
         self.router = Linear(mixture.router.weight)
@@ -83,8 +89,12 @@ class LoopedMixture(nn.Module):
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Apply the block to every position."""
         x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
-        shared_ND: Tensor = self.shared_down(self.activation(self.shared_up(x_ND)))
-        return (shared_ND + self._routed(x_ND)).view_as(x_BTD)
+        y_ND = self._routed(x_ND)
+        if self.shared:
+            y_ND = y_ND + self.shared_down(self.activation(self.shared_up(x_ND)))
+        else:
+            y_ND = y_ND + cast(Tensor, self.shared_down.bias)
+        return y_ND.view_as(x_BTD)
 
     def _routed(self, x_ND: Tensor) -> Tensor:
         p_NC, expert_NC = self.router(x_ND).softmax(-1).topk(self.top_k, dim=-1)
@@ -106,9 +116,9 @@ class LoopedMixture(nn.Module):
 class DenseFeedForward(nn.Module):
     """An ordinary feed-forward block, for models that are not upcycled."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: WhisperEncoderLayer | WhisperDecoderLayer) -> None:
         super().__init__()
-        self.up, self.down = _linear(layer.fc1), _linear(layer.fc2)  # type: ignore[arg-type]
+        self.up, self.down = _linear(layer.fc1), _linear(layer.fc2)
         self.activation = layer.activation_fn
 
     def forward(self, x_BTD: Tensor) -> Tensor:
@@ -116,7 +126,7 @@ class DenseFeedForward(nn.Module):
         return cast(Tensor, self.down(self.activation(self.up(x_BTD))))
 
 
-def _feed_forward(layer: nn.Module) -> nn.Module:
+def _feed_forward(layer: WhisperEncoderLayer | WhisperDecoderLayer) -> nn.Module:
     if isinstance(layer.fc1, MixtureFeedForward):
         return LoopedMixture(layer.fc1)
     return DenseFeedForward(layer)
@@ -128,11 +138,12 @@ class Attention(nn.Module):
     def __init__(self, attention: WhisperAttention) -> None:
         super().__init__()
         self.heads, self.head_width = attention.num_heads, attention.head_dim
-        self.query, self.key, self.value, self.out = map(
-            _linear, (attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj)
+        self.key, self.value, self.out = map(
+            _linear, (attention.k_proj, attention.v_proj, attention.out_proj)
         )
-        self.query.weight *= attention.scaling
-        self.query.bias *= attention.scaling
+        self.query = Linear(
+            attention.q_proj.weight * attention.scaling, attention.q_proj.bias * attention.scaling
+        )
 
     def keys(self, x_BTD: Tensor) -> Tensor:
         """[B, T, D] → [B, H, K, T]: transposed, as the scores need it."""
@@ -154,15 +165,15 @@ class Attention(nn.Module):
         return cast(Tensor, self.out(mixed_BHTK.transpose(1, 2).flatten(2)))
 
     def _split(self, x_BTD: Tensor) -> Tensor:
-        return x_BTD.unflatten(-1, (self.heads, self.head_width))
+        return x_BTD.view(*x_BTD.shape[:2], self.heads, self.head_width)
 
 
 class EncoderLayer(nn.Module):
     """One layer of the encoder."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: WhisperEncoderLayer) -> None:
         super().__init__()
-        self.attention = Attention(layer.self_attn)  # type: ignore[arg-type]
+        self.attention = Attention(layer.self_attn)
         self.attention_norm, self.final_norm = layer.self_attn_layer_norm, layer.final_layer_norm
         self.feed_forward = _feed_forward(layer)
 
@@ -211,10 +222,10 @@ class ExportEncoder(nn.Module):
 class DecoderLayer(nn.Module):
     """One layer of the decoder, on cached keys and values."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: WhisperDecoderLayer) -> None:
         super().__init__()
-        self.attention = Attention(layer.self_attn)  # type: ignore[arg-type]
-        self.crossing = Attention(layer.encoder_attn)  # type: ignore[arg-type]
+        self.attention = Attention(layer.self_attn)
+        self.crossing = Attention(layer.encoder_attn)
         self.attention_norm, self.final_norm = layer.self_attn_layer_norm, layer.final_layer_norm
         self.crossing_norm = layer.encoder_attn_layer_norm
         self.feed_forward = _feed_forward(layer)

@@ -38,12 +38,13 @@ _EMBEDDING = "embedding"
 _PRODUCTS = ("MatMul", "Gemm", "Conv")
 
 
-def quantise_encoder(source: Path, target: Path) -> None:
+def quantise_encoder(source: Path, target: Path, scratch: Path) -> None:
     """Read a float32 encoder graph, write it with dynamic INT8 products.
 
-    Raises ExportError (onnx-malformed) if a weight matrix stayed in floating point.
+    `scratch` is an empty folder for what ONNX Runtime's quantiser wants prepared. Raises
+    ExportError (onnx-malformed) if a weight matrix stayed in floating point.
     """
-    prepared = source.with_suffix(".prepared.onnx")
+    prepared = scratch / source.name
     quant_pre_process(
         source,
         prepared,

@@ -47,6 +47,7 @@ class OnnxSpeech:
 
     def __init__(
         self,
+        *,
         encoder: InferenceSession,
         decoder: InferenceSession,
         shape: DecoderShape,
@@ -90,8 +91,8 @@ class OnnxSpeech:
             ["logits", *cache_names(self._shape.layers)], feeds
         )
         cache.tensors = dict(zip(past_names(self._shape.layers), outputs[1:], strict=True))
-        logits_BJV: Floats = outputs[0].numpy()
-        return logits_BJV[0]
+        logits_JV: Floats = outputs[0].numpy()[0]
+        return logits_JV
 
     def empty_cache(self) -> Cache:
         """A cache of no positions."""
@@ -146,4 +147,5 @@ def open_session(path: str, threads: int | None) -> InferenceSession:
 
 def _log_softmax(logits_V: Floats) -> Floats:
     shifted_V = logits_V - logits_V.max()
-    return shifted_V - np.log(np.exp(shifted_V).sum())
+    log_p_V: Floats = shifted_V - np.log(np.exp(shifted_V).sum())
+    return log_p_V
