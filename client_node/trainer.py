@@ -42,6 +42,7 @@ from privacy.probes import (
 from privacy.random_source import RandomSource
 
 _Loss = Callable[[], Tensor]
+PROBE_ROWS_PER_STEP = 2
 ENCODER = "model.encoder."
 DEFAULT_LANGUAGE = "en"
 _DISAGREE = "check that coordinator and site run the same base and the same version of Auricle"
@@ -129,7 +130,7 @@ class SpeechTrainer:
         chosen = draws.poisson_sample(len(subjects), plan.sampling_rate)
         cohort = [subjects[index] for index in chosen]
         rows = self._rows(cohort, plan.max_utterances_per_subject, round_, plan.context_weight)
-        sum_D, _ = self._clipped_sum(attached, plan, rows, len(cohort))
+        sum_D, _ = self._clipped_sum(attached, plan, rows, len(cohort), self._rows_per_step)
         update_D = privatise(sum_D, plan, draws)
         done = ProbedRound(
             plan=plan,
@@ -161,12 +162,17 @@ class SpeechTrainer:
         return attached
 
     def _clipped_sum(
-        self, attached: _Attached, plan: RoundPlan, rows: list[_Row], subjects: int
+        self,
+        attached: _Attached,
+        plan: RoundPlan,
+        rows: list[_Row],
+        subjects: int,
+        rows_per_step: int,
     ) -> tuple[Tensor, Tensor]:
         """Sum [D] of clipped gradients and norms [U]: the step, for the lot and for its probes."""
         with attached.adapter.training_mode():
             return attached.engine.clipped_sum(
-                self._steps(attached.adapter, rows),
+                self._steps(attached.adapter, rows, rows_per_step),
                 subjects,
                 plan.clipping_norm * (1 - ROUNDING_MARGIN),
             )
@@ -174,13 +180,13 @@ class SpeechTrainer:
     def _step_on_invented(
         self, attached: _Attached, plan: RoundPlan, invented: Sequence[Invented]
     ) -> tuple[Tensor, Tensor]:
-        """The step on subjects that a probe makes up."""
+        """The step on subjects that a probe makes up, so cut that one of them spans microbatches."""
         rows = [
             _Row(-1, number, *pair, share=subject.loudness / subject.rows)
             for number, subject in enumerate(invented)
             for pair in invent_rows(self._base, subject.seed, subject.rows)
         ]
-        return self._clipped_sum(attached, plan, rows, len(invented))
+        return self._clipped_sum(attached, plan, rows, len(invented), PROBE_ROWS_PER_STEP)
 
     def _rows(
         self, cohort: list[int], cap: int, round_: int, context_weight: float = 1.0
@@ -214,7 +220,9 @@ class SpeechTrainer:
         except TextError:
             return None
 
-    def _steps(self, adapter: Adapter, rows: list[_Row]) -> Iterator[tuple[_Loss, Tensor]]:
+    def _steps(
+        self, adapter: Adapter, rows: list[_Row], rows_per_step: int
+    ) -> Iterator[tuple[_Loss, Tensor]]:
         """Batches of equal windows, as the engine takes them: (row losses, subject of each)."""
         start = 0
         while start < len(rows):
@@ -222,7 +230,7 @@ class SpeechTrainer:
             end = start + 1
             while (
                 end < len(rows)
-                and end - start < self._rows_per_step
+                and end - start < rows_per_step
                 and len(rows[end].states_SD) == length
             ):
                 end += 1

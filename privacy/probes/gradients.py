@@ -5,12 +5,12 @@ rows would turn "failed" into a message about a subject; invented ones make it a
 program. What real rows can break beyond that (who is who in the lot) the sampler probe checks.
 
 One invented subject is loud: its loss is scaled until its gradient is far beyond C, and its rows
-spread over several microbatches; another is quiet, at half of C. With A the sum of both, B the
-quiet one's and L the loud one's:
+spread over several microbatches. Before and after it come two quiet ones, equal to each other and
+at half of C. With A the sum of all three, B that of the quiet ones and L the loud one's:
 
     sensitivity             ‖A - B‖ ≤ C        no clipping, by row, by microbatch, by layer, ...
                             ‖L‖ ≥ C(1 - 2m)    the sum is neither divided nor clipped as a whole
-                            ‖B‖ = ‖g_quiet‖    what is within C is left alone
+                            ‖B‖ = C            what is within C is left alone
     alone-equals-in-batch   ‖A - B - L‖ ≤ mC   no statistic, capacity or buffer shared by rows
 
 with m the part of C that clipping leaves free for rounding. Shapes: D trained numbers.
@@ -76,29 +76,30 @@ def _attempt(
 ) -> tuple[dict[str, bool], dict[str, bool]]:
     loud, quiet = Invented(2 * seed, rows=3), Invented(2 * seed + 1, rows=1)
     # How loud their gradients are at these weights, by the step's own account.
-    _, norms_2 = step([loud, quiet])
-    raw = [float(value) for value in norms_2]
-    if len(raw) != 2 or not all(math.isfinite(value) and value > 0 for value in raw):
+    raw_2 = step([loud, quiet])[1].tolist()
+    if len(raw_2) != 2 or not all(math.isfinite(value) and value > 0 for value in raw_2):
         return {"gradients-flow": False}, {}
-    loud = dataclasses.replace(loud, loudness=_LOUD * norm / raw[0])
-    quiet = dataclasses.replace(quiet, loudness=_QUIET * norm / raw[1])
-    both_D, norms_2 = step([loud, quiet])
+    loud = dataclasses.replace(loud, loudness=_LOUD * norm / raw_2[0])
+    quiet = dataclasses.replace(quiet, loudness=_QUIET * norm / raw_2[1])
+    all_D, norms_3 = step([quiet, loud, quiet])
     alone_D, loud_norm_1 = step([loud])
-    rest_D, quiet_norm_1 = step([quiet])
-    moved = float((both_D - rest_D).double().norm())
-    quiet_norm = float(rest_D.double().norm())
+    rest_D, quiet_norms_2 = step([quiet, quiet])
+    moved = float((all_D - rest_D).double().norm())
+    quiet_norms = quiet_norms_2.tolist()
     sensitivity = {
         "gradients-flow": True,
         "at-most-the-norm": moved <= norm * (1 + _BOUND_SLACK),
         "reaches-the-norm": float(alone_D.double().norm()) >= norm * (1 - 2 * margin),
-        "within-the-norm-untouched": _close(quiet_norm, _QUIET * norm)
-        and _close(float(quiet_norm_1[0]), _QUIET * norm),
+        "within-the-norm-untouched": _close(float(rest_D.double().norm()), 2 * _QUIET * norm)
+        and all(_close(value, _QUIET * norm) for value in quiet_norms),
     }
-    apart = float((both_D - rest_D - alone_D).double().norm())
+    apart = float((all_D - rest_D - alone_D).double().norm())
+    apart_norms = zip(
+        norms_3.tolist(), [quiet_norms[0], float(loud_norm_1[0]), quiet_norms[1]], strict=True
+    )
     in_batch = {
         "same-gradient": apart <= margin * norm,
-        "same-norm": _close(float(norms_2[0]), float(loud_norm_1[0]))
-        and _close(float(norms_2[1]), float(quiet_norm_1[0])),
+        "same-norm": all(_close(together, alone) for together, alone in apart_norms),
     }
     return sensitivity, in_batch
 

@@ -30,7 +30,7 @@ from privacy.random_source import RandomSource
 
 _BANDS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0)  # |z| below each: tails and shoulders of the law
 _LAGS = (1, 2, 3, 4)
-_FRESH_VALUES = 256
+_FRESH_VALUES = 2048
 _MARKED_VALUES = 16
 _FLOAT32_ROUNDING = 2.0**-23
 
@@ -72,10 +72,12 @@ def noise_checks(
         return checks
     checks |= law_checks(z_D)
     checks |= _origin_checks(z_D, update_D, scale, draws)
-    fresh = [source.normal(_FRESH_VALUES) for _ in range(2)]
+    fresh = [source.normal(_FRESH_VALUES).double() for _ in range(2)]
     checks["two-draws-differ"] = _unrelated(fresh[0], fresh[1]) and all(
         _unrelated(draw, z_D) for draw in fresh
     )
+    # An update may be too short to show its law; these are not.
+    checks["source-law"] = all(law_checks(torch.cat(fresh)).values())
     checks["never-drawn-before"] = marks.note(_marks_of(draws, marks.key())) if draws else False
     return checks
 

@@ -1,0 +1,184 @@
+"""Faults of accounting, of the budget, and of going on after a crash."""
+
+from __future__ import annotations
+
+from client_node.private_round import PrivateRounds
+from privacy import accountant
+from privacy.accountant import MechanismEvent
+from privacy.budget import Budget
+from privacy.ledger_events import TrainedRound
+from privacy.ledger_spend import Spend
+from privacy.plan import RoundPlan
+from tests.mutants.mutant import Edit, Mutant
+
+CHUA = "Chua et al. 2024, arXiv:2403.17673"
+WANG = "Wang, Balle and Kasiviswanathan 2019, arXiv:1808.00087"
+ACCOUNTANT_TESTS = "tests/privacy/test_accountant.py"
+BUDGET_TESTS = "tests/privacy/test_budget.py"
+VERIFY_TESTS = "tests/privacy/test_ledger_verify.py"
+CRASH_TESTS = "tests/client_node/test_crash.py"
+
+
+def _accounting(name: str, source: str, edit: Edit, killer: str = ACCOUNTANT_TESTS) -> Mutant:
+    return Mutant(name, "accounting", source, (edit,), killer)
+
+
+ACCOUNTING = (
+    _accounting(
+        "rate-halved-in-the-accountant",
+        "opacus issue 813: another q accounted for than sampled",
+        Edit(accountant._pld, "sampling_prob=sampling_rate", "sampling_prob=sampling_rate / 2"),
+    ),
+    _accounting(
+        "rounds-not-composed",
+        "ε of one step printed for all",
+        Edit(accountant._pld_epsilon, ".self_compose(event.count)", ".self_compose(1)"),
+    ),
+    _accounting(
+        "optimistic-discretisation",
+        "Koskela et al. 2020, arXiv:1906.03049: a lower bound taken for an upper one",
+        Edit(accountant._pld, "pessimistic_estimate=True", "pessimistic_estimate=False"),
+    ),
+    _accounting(
+        "delta-spent-once-a-round",
+        "δ for each round, and as if for all",
+        Edit(
+            accountant._pld_epsilon,
+            "get_epsilon_for_delta(delta)",
+            "get_epsilon_for_delta(delta * 10)",
+        ),
+    ),
+    _accounting(
+        "second-opinion-not-asked",
+        f"{WANG}: two accountants that disagree",
+        Edit(accountant._checked_epsilon, "if not _within(pld, rdp, 1.0):", "if False:"),
+    ),
+    _accounting(
+        "honest-sites-counted-without-root",
+        "noise of h sites adds in variance",
+        Edit(accountant.epsilon_sec, "math.sqrt(honest_sites)", "honest_sites"),
+    ),
+    _accounting(
+        "one-sigma-step-too-small",
+        "off by one in a search for the least noise",
+        Edit(accountant.noise_multiplier_for, "_SIGMA_STEPS[found]", "_SIGMA_STEPS[found] - 1"),
+    ),
+    _accounting(
+        "other-adjacency-accepted",
+        "replace-one accounted for as add-or-remove: Ponomareva et al. 2023, section 2.1.1",
+        Edit(MechanismEvent.__post_init__, "self.adjacency == ADJACENCY", "bool(self.adjacency)"),
+    ),
+    _accounting(
+        "no-noise-costs-nothing",
+        "σ = 0 skipped in place of infinite",
+        Edit(accountant.epsilon, "return math.inf", "return 0.0"),
+    ),
+    _accounting(
+        "divisor-of-one-site-fewer",
+        "the coordinator's average; post-processing, so quality and not privacy",
+        Edit(RoundPlan.divisor.fget, "len(self.sites) *", "max(1, len(self.sites) - 1) *"),
+        "",
+    ),
+)
+
+BUDGET = (
+    Mutant(
+        "only-committed-rounds-count",
+        "accounting",
+        "a crash gives its budget back",
+        (
+            Edit(
+                Budget._events,
+                "ReservationRow.site == self.site, which",
+                "ReservationRow.site == self.site, which, ReservationRow.committed",
+            ),
+        ),
+        BUDGET_TESTS,
+    ),
+    Mutant(
+        "cap-checked-before-this-round",
+        "accounting",
+        "the last round overdraws",
+        (Edit(Budget._check_cap, "[*events, _event(plan, 1)]", "[*events]"),),
+        BUDGET_TESTS,
+    ),
+    Mutant(
+        "budget-of-every-job-its-own",
+        "accounting",
+        "ε reset by a new experiment",
+        (
+            Edit(
+                Budget._check_cap,
+                "ReservationRow.purpose == plan.purpose",
+                "ReservationRow.job == plan.job",
+            ),
+        ),
+        BUDGET_TESTS,
+    ),
+    Mutant(
+        "ledger-derives-from-trained-rounds-only",
+        "accounting",
+        "an auditor who believes that a crash showed nothing",
+        (
+            Edit(
+                Spend._events,
+                "for event, steps in self._composed.items()",
+                "for event, steps in self._composed.items() if self._trained",
+            ),
+        ),
+        VERIFY_TESTS,
+    ),
+    Mutant(
+        "claims-not-compared",
+        "accounting",
+        "ε stored and believed",
+        (Edit(Spend.train, "self._check_claims(trained)", "pass"),),
+        VERIFY_TESTS,
+    ),
+    Mutant(
+        "missing-probes-not-missed",
+        "accounting",
+        "the auditor's check of probes broken",
+        (
+            Edit(
+                TrainedRound.from_fields,
+                "if trained.plan_format != PLAN_FORMAT_V1:",
+                "if False:",
+            ),
+        ),
+        "tests/client_node/test_probed_rounds.py",
+    ),
+)
+
+RESUME = (
+    Mutant(
+        "round-drawn-again-after-a-crash",
+        "resume",
+        "a retried step draws new noise for the same sum: the average of both is less noisy",
+        (Edit(PrivateRounds.run, "if not reservation.fresh:", "if False:"),),
+        CRASH_TESTS,
+    ),
+    Mutant(
+        "trained-before-reserved",
+        "resume",
+        "spend recorded after the fact and lost with the process",
+        (
+            Edit(
+                PrivateRounds.run,
+                "reservation = self._budget.reserve(plan, order.round)",
+                "trained = self._train(plan, basis, order.round, vector)\n"
+                "    reservation = self._budget.reserve(plan, order.round)",
+            ),
+        ),
+        CRASH_TESTS,
+    ),
+    Mutant(
+        "training-not-on-the-ledger",
+        "resume",
+        "an update leaves that no entry tells of",
+        (Edit(PrivateRounds.run, "self._ledger.append(TRAINED, claims.fields())", "pass"),),
+        "tests/client_node/test_agent.py",
+    ),
+)
+
+SPEND_FAULTS = (*ACCOUNTING, *BUDGET, *RESUME)
