@@ -45,8 +45,13 @@ class Trainer(Protocol):
         """Refuse weights at which clipping would bound nobody; touches no recording."""
         ...
 
-    def train(self, plan: RoundPlan, basis: bytes, round_: int, vector: bytes) -> bytes:
-        """The noisy sum of one round, [D] little-endian float32, from the adapter's `vector`."""
+    def train(
+        self, plan: RoundPlan, basis: bytes, round_: int, vector: bytes, arrivals: range
+    ) -> bytes:
+        """The noisy sum of one round, [D] little-endian float32, from the adapter's `vector`.
+
+        Samples those who arrived in `arrivals` (`privacy.budget.Budget.arrivals`).
+        """
         ...
 
 
@@ -93,8 +98,9 @@ class PrivateRounds:
     def run(self, plan: RoundPlan, basis: bytes, order: RoundOrder, vector: bytes) -> Parcel:
         """Train and seal one round. The caller has verified plan and order.
 
-        Raises RefusalError for weights out of range and BudgetError, before anything is spent; RefusalError("round-interrupted") where the
-        round was begun before; whatever the trainer raises, and then the reservation stays spent.
+        Raises, before anything is spent, RefusalError for weights out of range and BudgetError;
+        RefusalError("round-interrupted") where the round was begun before; whatever the trainer
+        raises, and then the reservation stays spent.
         """
         require_trainable(vector)
         self._trainer.check_weights(plan, basis, vector)
@@ -106,7 +112,8 @@ class PrivateRounds:
                 "this round was begun and lost; it counts as spent and is not drawn again",
                 remedy="nothing to do: the next round can run",
             )
-        payload = self._train(plan, basis, order.round, vector)
+        arrivals = self._budget.arrivals(reservation)
+        payload = self._train(plan, basis, order.round, vector, arrivals)
         # One entry of the ledger for each round, whatever the private log has grown by.
         bound = {PRIVATE_ROOT: self._private_log.bind(plan.job, order.round)}
         self._ledger.append(TRAINED, self._trained(plan, order.round).fields() | bound)
@@ -131,9 +138,11 @@ class PrivateRounds:
         """Rounds that a crash kept from being settled; `resend` settles them."""
         return self._outbox.unsettled()
 
-    def _train(self, plan: RoundPlan, basis: bytes, round_: int, vector: bytes) -> bytes:
+    def _train(
+        self, plan: RoundPlan, basis: bytes, round_: int, vector: bytes, arrivals: range
+    ) -> bytes:
         try:
-            return self._trainer.train(plan, basis, round_, vector)
+            return self._trainer.train(plan, basis, round_, vector, arrivals)
         except AuricleError:
             raise
         except Exception as error:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from client_node.errors import RefusalError
 from client_node.features import FeatureStore
-from client_node.store import Recording, SiteStore
+from client_node.store import EVERYONE, Recording, SiteStore
 from client_node.weights import ROUNDING_MARGIN, require_bounded
 from model_core.adapter import Adapter, AdapterConfig, attach
 from model_core.base import SpeechBase
@@ -97,13 +97,21 @@ class SpeechTrainer:
         """
         self._load(plan, basis, vector)
 
-    def train(self, plan: RoundPlan, basis: bytes, round_: int, vector: bytes) -> bytes:
+    def train(
+        self,
+        plan: RoundPlan,
+        basis: bytes,
+        round_: int,
+        vector: bytes,
+        arrivals: range = EVERYONE,
+    ) -> bytes:
         """One round from the adapter's numbers `vector`, both packed as [D] little-endian float32.
 
-        Raises RefusalError as `check_weights` does.
+        Samples those who arrived in `arrivals` (`privacy.budget.Budget.arrivals`). Raises
+        RefusalError as `check_weights` does.
         """
         attached = self._load(plan, basis, vector)
-        subjects = self._store.trainable_subjects()
+        subjects = self._store.trainable_subjects(arrivals)
         chosen = self._source.poisson_sample(len(subjects), plan.sampling_rate)
         cohort = [subjects[index] for index in chosen]
         rows = self._rows(cohort, plan.max_utterances_per_subject, round_, plan.context_weight)

@@ -32,7 +32,7 @@ from privacy.ledger_entry import (
 )
 from privacy.merkle import leaf_hash
 from privacy.peer_heads import PeerHeads
-from privacy.signing import Identity
+from privacy.signing import Identity, PublicIdentity
 from privacy.store import create_tables, reading, writing
 
 Clock = Callable[[], datetime]
@@ -71,6 +71,11 @@ class Ledger:
     def log_id(self) -> str:
         """Name of the log."""
         return self._chain.log_id
+
+    @property
+    def public(self) -> PublicIdentity:
+        """The key that signs the log."""
+        return self._chain.key
 
     @property
     def size(self) -> int:

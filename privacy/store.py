@@ -1,8 +1,9 @@
 """The room's one SQLAlchemy file: engines, transactions and the budget's table.
 
-SQLite (embedded) and PostgreSQL (the extra `postgresql`) are supported. A transaction opened by `writing` excludes every
-other writer from its first statement, so that a read-decide-write sequence (is there budget left?)
-never acts on a stale read; one opened by `reading` sees one snapshot and blocks nobody.
+SQLite (embedded) and PostgreSQL (the extra `postgresql`) are supported. A transaction opened by
+`writing` excludes every other writer from its first statement, so that a read-decide-write sequence
+(is there budget left?) never acts on a stale read; one opened by `reading` sees one snapshot and
+blocks nobody.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class ReservationRow(Base):
     noise_multiplier: Mapped[float]
     clipping_norm: Mapped[float]
     delta: Mapped[float]
+    year: Mapped[int]  # calendar year in UTC
     committed: Mapped[bool] = mapped_column(default=False)
     recorded: Mapped[bool] = mapped_column(default=False)  # the ledger has the reservation
 

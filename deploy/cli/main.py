@@ -15,7 +15,17 @@ from typing import Annotated, Any, Protocol, runtime_checkable
 import click
 import typer
 
-from deploy.cli import base, coordinator, demo, doctor, ledger, rounds, site, transcribe
+from deploy.cli import (
+    base,
+    coordinator,
+    demo,
+    doctor,
+    ledger,
+    rounds,
+    site,
+    site_records,
+    transcribe,
+)
 from deploy.cli.output import emit_error
 
 EXIT_INTERNAL = 1
@@ -32,6 +42,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(coordinator.app, name="coordinator")
+site_records.add_to(site.app)
 app.add_typer(site.app, name="site")
 app.add_typer(rounds.app, name="round")
 app.add_typer(ledger.app, name="ledger")

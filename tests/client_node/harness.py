@@ -69,7 +69,9 @@ class CountingTrainer:
     def check_weights(self, plan: RoundPlan, basis: bytes, vector: bytes) -> None:
         pass
 
-    def train(self, plan: RoundPlan, basis: bytes, round_: int, vector: bytes) -> bytes:
+    def train(
+        self, plan: RoundPlan, basis: bytes, round_: int, vector: bytes, arrivals: range
+    ) -> bytes:
         self.draws += 1
         if self.error is not None:
             raise self.error
@@ -175,7 +177,7 @@ class Site:
         engine = self.engine()
         ledger = Ledger(engine, self.keys.identity, "site/north", self.clock)
         caps = SitePolicy.load(self.home.policy).caps
-        return ledger, Budget(engine, "north", caps, ledger.append)
+        return ledger, Budget(engine, "north", caps, ledger.append, self.clock)
 
     def private_log(self) -> PrivateLog:
         """The private log, opened anew from disk."""
