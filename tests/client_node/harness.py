@@ -137,7 +137,9 @@ class Coordinator:
 class Site:
     """A site's home with a nano base, and agents opened on it as often as a test wants."""
 
-    def __init__(self, root: Path, base: SpeechBase, coordinator: Coordinator) -> None:
+    def __init__(
+        self, root: Path, base: SpeechBase, coordinator: Coordinator, database_url: str = ""
+    ) -> None:
         self.home = SiteHome(root)
         self.home.create()
         self.keys = create_keys(self.home)
@@ -150,6 +152,7 @@ class Site:
             base_sha256=base.base_sha256,
             coordinator_url="https://localhost:1",
             rows_per_step=3,
+            database_url=database_url,
         ).save(self.home.settings)
         public = coordinator.identity.public
         default_policy(
