@@ -21,7 +21,7 @@ from client_node.private_round import PrivateRounds, Trainer
 from client_node.site_log import SiteLog
 from client_node.store import PlanBook
 from privacy.budget import Budget
-from privacy.errors import BudgetError, LedgerError
+from privacy.errors import LedgerError
 from privacy.ledger import Ledger
 from privacy.parcel import Answer, Parcel, ParcelKind, ReleaseManifest, RoundOrder
 from privacy.peer_heads import PEER_HEAD_CODES, Checkpoint, PeerHeads
@@ -159,7 +159,8 @@ class SiteAgent:
         expected = plan.adapter.basis_sha256 or _EMPTY_SHA256
         _require(hashlib.sha256(basis).hexdigest() == expected, "payload-mismatch")
         self._veto(plan)
-        self._predict(plan)
+        # A job that the budget cannot see to its end is not begun.
+        self._budget.require_room(plan, plan.rounds)
         self._trainer.check(plan, basis)
         if self._plans.find(plan.job) is None:
             self._ledger.append(
@@ -220,17 +221,6 @@ class SiteAgent:
                 codes[0],
                 f"the plan breaks this site's policy: {', '.join(codes)}",
                 remedy="ask the coordinator's operator for another plan, or change policy.toml",
-            )
-
-    def _predict(self, plan: RoundPlan) -> None:
-        """Refuse a job that this site's budget cannot see to its end."""
-        if plan.privacy_mode == "none":
-            return  # the policy has allowed it, or _veto would have refused
-        epsilon, cap = self._budget.after(plan, plan.rounds), self._policy.cap(plan.purpose)
-        if not epsilon <= cap:
-            raise BudgetError(
-                f"the whole job would bring its purpose to ε = {epsilon:.4g}, over {cap:.4g}",
-                remedy="ask for a job with more noise or fewer rounds, or raise the cap",
             )
 
     def _plan(self, job: str) -> tuple[RoundPlan, bytes]:

@@ -106,7 +106,7 @@ def open_agent(
     ledger = Ledger(engine, identity, f"site/{site}", clock)
     private_log = PrivateLog(engine, identity, ledger.log_id, clock)
     heads = ledger.peer(f"coordinator/{coordinator.key_id[:16]}")
-    budget = Budget(engine, site, policy.caps, ledger.append)
+    budget = Budget(engine, site, policy.caps, ledger.append, clock)
     require_whole_spend(engine, site, home.receipts)
     trainer = make_trainer(parts)
 

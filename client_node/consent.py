@@ -1,4 +1,4 @@
-"""Withdrawal of consent: never sampled again, cached states deleted; the private log says when."""
+"""Withdrawal of consent: never sampled again, cached states deleted, and when is on record."""
 
 from __future__ import annotations
 

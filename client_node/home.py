@@ -68,13 +68,13 @@ class SiteHome:
 
     @property
     def database(self) -> Path:
-        """SQLite file of recordings, outbox, budget and ledger."""
+        """SQLite file of recordings, outbox, budget and ledger, unless settings name another."""
         return self.root / "auricle.db"
 
     @property
     def database_url(self) -> str:
-        """SQLAlchemy URL of `database`."""
-        return f"sqlite:///{self.database}"
+        """URL of the database, as `site.toml` says. Raises SiteError."""
+        return SiteSettings.load(self.settings).database_url or f"sqlite:///{self.database}"
 
     @property
     def features(self) -> Path:
@@ -121,6 +121,7 @@ class SiteSettings:
         rows_per_step: recordings in one forward pass; bounds memory, changes nothing else.
         poll_s: seconds between two questions to the coordinator.
         threads: CPU threads of training; 0 leaves torch's default.
+        database_url: SQLite or PostgreSQL URL; empty for auricle.db in the home.
     """
 
     site: str
@@ -130,6 +131,7 @@ class SiteSettings:
     rows_per_step: int = 16
     poll_s: float = 0.25
     threads: int = 0
+    database_url: str = ""
 
     def __post_init__(self) -> None:
         """Check ranges. Raises SiteError naming the field."""

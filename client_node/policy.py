@@ -17,12 +17,13 @@ from typing import Any, Self
 
 from client_node.errors import SiteError
 from client_node.home import read_toml, write_private
-from privacy.budget import BudgetCaps
+from privacy.budget import NO_CAP, BudgetCaps
 from privacy.plan import RoundPlan
 
 FLOAT32_BYTES = 4
 DEFAULT_DELTA = 1e-6
 DEFAULT_PURPOSES: Mapping[str, float] = MappingProxyType({"transcription": 8.0})
+OPTIONAL_CAPS = ("total_epsilon", "yearly_epsilon", "subject_epsilon")
 PURPOSE = re.compile(r"[a-z0-9][a-z0-9-]*")
 _TEMPLATE = """\
 # What this site agrees to. A plan that breaks one of these rules is never trained here.
@@ -55,6 +56,13 @@ adapter_tensors = ["*decoder*"]
 allow_unprotected = {allow_unprotected}
 # Every cap below is on the epsilon of one person's data, for this delta.
 delta = {delta!r}
+# The most epsilon over all purposes together: since this site began, and in one calendar year
+# (UTC). A round that would pass either is refused. inf: the caps by purpose are enough.
+total_epsilon = inf
+yearly_epsilon = inf
+# The most epsilon over all purposes since a person's first recording was imported. Who would pass
+# it is no longer sampled; the site goes on with those who came later.
+subject_epsilon = inf
 
 # The purposes that this site trains for, and the most epsilon that each may ever spend. A plan for
 # any other purpose is refused: a new name must not open a new budget.
@@ -81,6 +89,9 @@ class SitePolicy:
     allow_unprotected: bool
     purposes: dict[str, float]
     sha256: str
+    total_epsilon: float = NO_CAP
+    yearly_epsilon: float = NO_CAP
+    subject_epsilon: float = NO_CAP
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -91,6 +102,8 @@ class SitePolicy:
         merged = {**fields, **(budget if isinstance(budget, dict) else {}), "purposes": purposes}
         expected = {field.name: str(field.type) for field in dataclasses.fields(cls)}
         expected.pop("sha256")
+        for name in OPTIONAL_CAPS:
+            merged.setdefault(name, NO_CAP)
         if wrong := sorted(set(merged) ^ set(expected)):
             raise _policy_error(f"{path}: unknown or missing rule: {', '.join(wrong)}")
         for name, kind in expected.items():
@@ -103,6 +116,9 @@ class SitePolicy:
         return BudgetCaps(
             per_purpose=self.purposes,
             delta=self.delta,
+            total=self.total_epsilon,
+            yearly=self.yearly_epsilon,
+            subject=self.subject_epsilon,
             allow_unprotected=self.allow_unprotected,
         )
 

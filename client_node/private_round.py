@@ -61,10 +61,13 @@ class Trainer(Protocol):
         """Refuse weights at which clipping would bound nobody; touches no recording."""
         ...
 
-    def train(self, plan: RoundPlan, basis: bytes, round_: int, vector: bytes) -> TrainedUpdate:
+    def train(
+        self, plan: RoundPlan, basis: bytes, round_: int, vector: bytes, arrivals: range
+    ) -> TrainedUpdate:
         """The noisy sum of one round, from the adapter's `vector`, with its probe receipt.
 
-        Raises ProbeError where a probe failed.
+        Samples those who arrived in `arrivals` (`privacy.budget.Budget.arrivals`). Raises
+        ProbeError where a probe failed.
         """
         ...
 
@@ -112,7 +115,7 @@ class PrivateRounds:
     def run(self, plan: RoundPlan, basis: bytes, order: RoundOrder, vector: bytes) -> Parcel:
         """Train and seal one round. The caller has verified plan and order.
 
-        Raises RefusalError for weights out of range and BudgetError, before anything is spent;
+        Raises, before anything is spent, RefusalError for weights out of range and BudgetError;
         RefusalError("round-interrupted") where the round was begun before; whatever the trainer
         raises, and then the reservation stays spent.
         """
@@ -126,7 +129,8 @@ class PrivateRounds:
                 "this round was begun and lost; it counts as spent and is not drawn again",
                 remedy="nothing to do: the next round can run",
             )
-        trained = self._train(plan, basis, order.round, vector)
+        arrivals = self._budget.arrivals(reservation)
+        trained = self._train(plan, basis, order.round, vector, arrivals)
         claims = self._trained(plan, order.round, trained.probes)
         # One entry of the ledger for each round, whatever the private log has grown by.
         bound = {PRIVATE_ROOT: self._private_log.bind(plan.job, order.round)}
@@ -152,9 +156,11 @@ class PrivateRounds:
         """Rounds that a crash kept from being settled; `resend` settles them."""
         return self._outbox.unsettled()
 
-    def _train(self, plan: RoundPlan, basis: bytes, round_: int, vector: bytes) -> TrainedUpdate:
+    def _train(
+        self, plan: RoundPlan, basis: bytes, round_: int, vector: bytes, arrivals: range
+    ) -> TrainedUpdate:
         try:
-            return self._trainer.train(plan, basis, round_, vector)
+            return self._trainer.train(plan, basis, round_, vector, arrivals)
         except ProbeError as error:
             # On the ledger before the coordinator hears of it; the reservation stays spent.
             failed = {"job": plan.job, "round": round_, "probes": error.receipt.fields()}

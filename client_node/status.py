@@ -10,7 +10,7 @@ from client_node.keys import load_keys
 from client_node.policy import SitePolicy
 from client_node.serving import open_model_store
 from client_node.store import SiteStore
-from privacy.budget import RESERVED, Budget
+from privacy.budget import Budget
 from privacy.ledger import Ledger
 from privacy.parcel import ReleaseManifest
 from privacy.receipt import Receipt, read_receipts
@@ -87,9 +87,7 @@ def collect_status(home: SiteHome) -> SiteStatus:
         head = ledger.tree_head()
         policy = SitePolicy.load(home.policy)
         budget = Budget(engine, settings.site, policy.caps, ledger.append)
-        reserved = {str(e.fields["purpose"]) for e in ledger.entries() if e.kind == RESERVED}
-        purposes = sorted({*policy.purposes, *reserved})
-        budgets = tuple(_budget_line(budget, purpose) for purpose in purposes)
+        budgets = tuple(_budget_line(budget, purpose) for purpose in budget.purposes())
     finally:
         engine.dispose()
     active = open_model_store(home, settings).active()

@@ -21,6 +21,7 @@ from privacy.receipt import read_receipts
 from privacy.store import ReservationRow, create_tables, reading, writing
 
 Split = Literal["train", "heldout"]
+EVERYONE = range(2**31 - 1)
 
 
 class Base(DeclarativeBase):
@@ -28,13 +29,18 @@ class Base(DeclarativeBase):
 
 
 class SubjectRow(Base):
-    """One person: the privacy unit. Consent, once withdrawn, is not given back by an import."""
+    """One person: the privacy unit. Consent, once withdrawn, is not given back by an import.
+
+    `joined_after` is the number of the last round reserved before the person arrived
+    (`privacy.budget.Budget.position`): through rounds up to it nothing of theirs was spent.
+    """
 
     __tablename__ = "subject"
 
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(unique=True)
     consent: Mapped[bool]
+    joined_after: Mapped[int]
 
 
 class RecordingRow(Base):
@@ -108,6 +114,15 @@ class Recording:
 
 
 @dataclasses.dataclass(frozen=True)
+class Subject:
+    """A person, for the eyes of the site alone; `joined_after` as in `SubjectRow`."""
+
+    name: str
+    consent: bool
+    joined_after: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Counts:
     """What a site holds: numbers fit for a log or a ledger entry kept at the site."""
 
@@ -121,6 +136,7 @@ class SiteStore:
     """Recordings and subjects of one site."""
 
     def __init__(self, engine: Engine) -> None:
+        create_tables(engine)  # the budget's: a subject is stored with its position
         create_tables(engine, Base.metadata)
         self.engine = engine
 
@@ -151,12 +167,20 @@ class SiteStore:
         with reading(self.engine) as session:
             return {sha: (name, split) for sha, name, split in session.execute(query)}
 
-    def trainable_subjects(self) -> list[int]:
-        """Ids of the consenting subjects with a training recording, ascending."""
+    def trainable_subjects(self, arrivals: range = EVERYONE) -> list[int]:
+        """Ids of the consenting subjects with a training recording, ascending.
+
+        `arrivals` leaves out those whose `joined_after` it does not hold.
+        """
         query = (
             select(SubjectRow.id)
             .join(RecordingRow, RecordingRow.subject_id == SubjectRow.id)
-            .where(SubjectRow.consent.is_(True), RecordingRow.split == "train")
+            .where(
+                SubjectRow.consent.is_(True),
+                RecordingRow.split == "train",
+                SubjectRow.joined_after >= arrivals.start,
+                SubjectRow.joined_after < arrivals.stop,
+            )
             .distinct()
             .order_by(SubjectRow.id)
         )
@@ -206,6 +230,12 @@ class SiteStore:
             row.consent = False
             hashes = select(RecordingRow.audio_sha256).where(RecordingRow.subject_id == row.id)
             return list(session.scalars(hashes))
+
+    def subjects(self) -> list[Subject]:
+        """Every person stored, by name."""
+        with reading(self.engine) as session:
+            rows = session.scalars(select(SubjectRow).order_by(SubjectRow.name))
+            return [Subject(row.name, row.consent, row.joined_after) for row in rows]
 
     def counts(self) -> Counts:
         """Totals over everything stored."""
@@ -258,10 +288,14 @@ class PlanBook:
 
 def _upsert_subjects(session: Session, recordings: Iterable[NewRecording]) -> dict[str, SubjectRow]:
     rows = {row.name: row for row in session.scalars(select(SubjectRow))}
+    # In the transaction that stores them: a round reserved before it commits does not sample them.
+    joined_after = session.scalar(select(func.max(ReservationRow.sequence))) or 0
     for recording in recordings:
         row = rows.get(recording.subject)
         if row is None:
-            row = SubjectRow(name=recording.subject, consent=recording.consent)
+            row = SubjectRow(
+                name=recording.subject, consent=recording.consent, joined_after=joined_after
+            )
             rows[recording.subject] = row
             session.add(row)
         # One refusal among a subject's recordings is a refusal; an import never undoes it.

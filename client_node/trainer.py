@@ -21,7 +21,7 @@ from client_node.errors import RefusalError
 from client_node.features import FeatureStore
 from client_node.invented_rows import invent_rows
 from client_node.noise_marks import StoredMarks
-from client_node.store import Recording, SiteStore
+from client_node.store import EVERYONE, Recording, SiteStore
 from client_node.weights import ROUNDING_MARGIN, require_bounded
 from model_core.adapter import Adapter, AdapterConfig, attach
 from model_core.base import SpeechBase
@@ -118,15 +118,23 @@ class SpeechTrainer:
         """
         self._load(plan, basis, vector)
 
-    def train(self, plan: RoundPlan, basis: bytes, round_: int, vector: bytes) -> TrainedUpdate:
+    def train(
+        self,
+        plan: RoundPlan,
+        basis: bytes,
+        round_: int,
+        vector: bytes,
+        arrivals: range = EVERYONE,
+    ) -> TrainedUpdate:
         """One round from the adapter's numbers `vector`, packed as [D] little-endian float32.
 
-        Raises RefusalError as `check_weights` does, and ProbeError, after which nothing of the
-        round may leave.
+        Samples those who arrived in `arrivals` (`privacy.budget.Budget.arrivals`). Raises
+        RefusalError as `check_weights` does, and ProbeError, after which nothing of the round
+        may leave.
         """
         attached = self._load(plan, basis, vector)
         draws = ObservedSource(self._source)
-        subjects = self._store.trainable_subjects()
+        subjects = self._store.trainable_subjects(arrivals)
         chosen = draws.poisson_sample(len(subjects), plan.sampling_rate)
         cohort = [subjects[index] for index in chosen]
         rows = self._rows(cohort, plan.max_utterances_per_subject, round_, plan.context_weight)

@@ -29,7 +29,7 @@ class CoordinatorSettings:
         public_port: its port; 0 lets the system choose, for tests.
         public_names: host names and IP addresses of the certificate; sites are told the first.
         admin_port: port of the operators' listener, on loopback always.
-        database_url: SQLAlchemy URL; empty for auricle.db in the home.
+        database_url: SQLite or PostgreSQL URL; empty for auricle.db in the home.
         max_request_bytes: largest request that the public listener takes.
     """
 
@@ -43,7 +43,7 @@ class CoordinatorSettings:
     def save(self, path: Path) -> None:
         """Write the settings as TOML."""
         fields = dataclasses.asdict(self) | {"public_names": list(self.public_names)}
-        path.write_text(tomli_w.dumps(fields), encoding="utf-8")
+        _write_private(path, tomli_w.dumps(fields).encode())  # the URL may hold a password
 
     @classmethod
     def load(cls, path: Path) -> CoordinatorSettings:

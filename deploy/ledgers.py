@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from privacy.ledger import Ledger
-from privacy.ledger_verify import Report, verify_export
+from privacy.ledger_verify import Report, verify_export, verify_with_private
+from privacy.private_log import PrivateLog
 from privacy.signing import Identity, PublicIdentity
 from privacy.store import open_engine
 
@@ -17,13 +18,25 @@ def open_ledger(root: Path) -> Ledger:
     return _open(root)[0]
 
 
-def verify_home(root: Path) -> Report:
-    """Export a home's ledger and verify the export, as an outsider with its public key would."""
+def verify_home(root: Path) -> tuple[Report, Report | None]:
+    """Export a home's ledger and verify the export, as an outsider with its public key would.
+
+    A site's private log is verified with it; the second report is None for a coordinator.
+    """
     ledger, owner = _open(root)
     with tempfile.TemporaryDirectory(prefix="auricle-") as folder:
-        path = Path(folder) / "ledger.jsonl"
+        path, private = Path(folder) / "ledger.jsonl", Path(folder) / "private.jsonl"
         ledger.export(path)
-        return verify_export(path, [owner])
+        if (root / "coordinator.toml").is_file():
+            return verify_export(path, [owner]), None
+        open_private_log(root).export(private)
+        return verify_with_private(path, private, [owner])
+
+
+def open_private_log(root: Path) -> PrivateLog:
+    """The private log of a site's home. Raises LedgerError if it does not verify."""
+    url, identity, log_id = _site(root)
+    return PrivateLog(open_engine(url), identity, log_id, _now)
 
 
 def _open(root: Path) -> tuple[Ledger, PublicIdentity]:
@@ -35,13 +48,16 @@ def _open(root: Path) -> tuple[Ledger, PublicIdentity]:
         identity = Identity.load(home.identity_file)
         log_id = f"coordinator/{identity.public.key_id[:16]}"
     else:
-        from client_node.home import SiteHome, SiteSettings
-
-        site_home = SiteHome(root)
-        url = site_home.database_url
-        identity = Identity.load(site_home.site_key)
-        log_id = f"site/{SiteSettings.load(site_home.settings).site}"
+        url, identity, log_id = _site(root)
     return Ledger(open_engine(url), identity, log_id, _now), identity.public
+
+
+def _site(root: Path) -> tuple[str, Identity, str]:
+    from client_node.home import SiteHome, SiteSettings
+
+    home = SiteHome(root)
+    log_id = f"site/{SiteSettings.load(home.settings).site}"
+    return home.database_url, Identity.load(home.site_key), log_id
 
 
 def _now() -> datetime:

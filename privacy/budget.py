@@ -8,73 +8,36 @@ mechanism of each reservation; ε is derived by composing them.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, func, select
+from sqlalchemy import ColumnElement, Engine, func, select, true
 from sqlalchemy.orm import Session
 
 from privacy.accountant import MechanismEvent, epsilon
+from privacy.budget_records import NO_CAP, BudgetCaps, BudgetState, Reservation, SpendLine
 from privacy.errors import BudgetError, PlanError
 from privacy.plan import RoundPlan
 from privacy.store import ReservationRow, create_tables, reading, writing
 
+__all__ = [
+    "MECHANISM",
+    "NO_CAP",
+    "RESERVED",
+    "Budget",
+    "BudgetCaps",
+    "BudgetState",
+    "Reservation",
+    "SpendLine",
+]
+
 MECHANISM = "poisson-subsampled-gaussian"
 RESERVED = "budget.reserved"
 Record = Callable[[str, dict[str, Any]], object]
-
-
-@dataclass(frozen=True, kw_only=True)
-class BudgetCaps:
-    """What a site allows in total, since it began.
-
-    Attributes:
-        delta: δ at which every cap holds; plans with another δ are refused.
-        per_purpose: caps on ε_loc by purpose.
-        default: cap on ε_loc of each purpose that `per_purpose` does not name.
-        allow_unprotected: whether plans without noise (ε = ∞) may run. For synthetic data only.
-    """
-
-    delta: float
-    per_purpose: Mapping[str, float] = field(default_factory=dict)
-    default: float = 0.0
-    allow_unprotected: bool = False
-
-    def epsilon_cap(self, purpose: str) -> float:
-        """Cap on ε_loc for `purpose`."""
-        return self.per_purpose.get(purpose, self.default)
-
-
-@dataclass(frozen=True)
-class Reservation:
-    """Leave to run one round's mechanism once.
-
-    `fresh` is True for the one caller that made the reservation, who alone may draw noise under
-    it. Everyone asking again gets False: the round has run, or died, and may only be answered
-    from what was already sealed.
-    """
-
-    sequence: int
-    job: str
-    round: int
-    purpose: str
-    plan_sha256: str
-    committed: bool
-    fresh: bool
-
-
-@dataclass(frozen=True)
-class BudgetState:
-    """Spend of one purpose: `reserved` and `committed` count rounds, and both are spent."""
-
-    purpose: str
-    epsilon_loc: float
-    epsilon_cap: float
-    remaining: float
-    reserved: int
-    committed: int
-    delta: float
+Clock = Callable[[], datetime]
 
 
 @dataclass(frozen=True)
@@ -84,13 +47,14 @@ class Budget:
     `record(kind, fields)` appends to the ledger. It is called after the reservation is durable
     and before `reserve` returns; a reservation that a crash kept out of the ledger is recorded
     when the budget is next opened or used. A crash between the two may record one twice: the pair
-    (job, round) names it.
+    (job, round) names it. `clock` gives the time with its zone, for the yearly cap.
     """
 
     engine: Engine
     site: str
     caps: BudgetCaps
     record: Record
+    clock: Clock = field(default=lambda: datetime.now(UTC))
     _recording: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -111,7 +75,7 @@ class Budget:
             row = session.scalar(self._of_site(job=plan.job, round=round))
             fresh = row is None
             if row is None:
-                self._check_cap(session, plan)
+                self._check_caps(session, plan, 1)
                 row = self._row(plan, round)
                 session.add(row)
                 session.flush()
@@ -161,12 +125,25 @@ class Budget:
             purpose, spent, cap, remaining, total - committed, committed, self.caps.delta
         )
 
-    def after(self, plan: RoundPlan, rounds: int) -> float:
-        """ε_loc that the plan's purpose would have after `rounds` more rounds of `plan`."""
+    def purposes(self) -> list[str]:
+        """Every purpose that has a cap of its own or has been spent on, in order of name."""
+        query = select(ReservationRow.purpose).where(ReservationRow.site == self.site).distinct()
         with reading(self.engine) as session:
-            events = self._events(session, ReservationRow.purpose == plan.purpose)
-        more = [_event(plan, rounds)] if rounds else []
-        return epsilon([*events, *more], self.caps.delta)
+            return sorted({*self.caps.per_purpose, *session.scalars(query)})
+
+    def overall(self) -> tuple[SpendLine, SpendLine]:
+        """Spend over all purposes: since the site began, and in this calendar year."""
+        with reading(self.engine) as session:
+            total, year = self._line(session, None), self._line(session, self._year())
+        return total, year
+
+    def require_room(self, plan: RoundPlan, rounds: int) -> None:
+        """Raise BudgetError "budget-exceeded" unless `rounds` more rounds fit under every cap.
+
+        All of them are taken to fall in this year.
+        """
+        with reading(self.engine) as session:
+            self._check_caps(session, plan, rounds)
 
     def position(self) -> int:
         """Sequence number of the latest reservation, 0 before the first.
@@ -177,15 +154,41 @@ class Budget:
         with reading(self.engine) as session:
             return session.scalar(latest) or 0
 
-    def subject_epsilon(self, joined_after: int) -> float:
+    def subject_epsilon(self, joined_after: int, coming: RoundPlan | None = None) -> float:
         """ε of a subject over all purposes, from every reservation after number `joined_after`.
 
         A subject loses privacy through each round it might have been sampled for, whatever the
-        round was for, and nothing through those before it arrived.
+        round was for, and nothing through those before it arrived. With `coming`, one more round
+        of that plan is counted.
         """
         with reading(self.engine) as session:
-            events = self._events(session, ReservationRow.sequence > joined_after)
-        return epsilon(events, self.caps.delta)
+            return self._subject_epsilon(session, joined_after, coming)
+
+    def arrivals(self, reservation: Reservation) -> range:
+        """Which subjects the reserved round may sample, by the `joined_after` of their arrival.
+
+        Not those whom it would bring over `caps.subject`, nor those who arrived once the round
+        was reserved, who do not pay for it. Both follow from public rounds and a subject's own
+        arrival, so that nobody's eligibility depends on anybody else.
+        """
+        sequence = reservation.sequence
+        if self.caps.subject == NO_CAP:
+            return range(sequence)
+        with reading(self.engine) as session:
+            # Who joined later has spent less: the first position that fits under the cap.
+            first = bisect_left(
+                range(sequence),
+                True,
+                key=lambda joined: self._subject_epsilon(session, joined) <= self.caps.subject,
+            )
+        return range(first, sequence)
+
+    def _subject_epsilon(
+        self, session: Session, joined_after: int, coming: RoundPlan | None = None
+    ) -> float:
+        events = self._events(session, ReservationRow.sequence > joined_after)
+        more = [_event(coming, 1)] if coming else []
+        return epsilon([*events, *more], self.caps.delta)
 
     def _check(self, plan: RoundPlan, round: int) -> None:
         if self.site not in plan.sites:
@@ -205,18 +208,38 @@ class Budget:
                 remedy="ask for a plan with noise; only synthetic data may be trained without",
             )
 
-    def _check_cap(self, session: Session, plan: RoundPlan) -> None:
+    def _check_caps(self, session: Session, plan: RoundPlan, rounds: int) -> None:
         if plan.privacy_mode == "none":
             return  # allowed explicitly, or _check would have refused
-        events = self._events(session, ReservationRow.purpose == plan.purpose)
-        total = epsilon([*events, _event(plan, 1)], self.caps.delta)
-        cap = self.caps.epsilon_cap(plan.purpose)
-        if not total <= cap:
-            raise _refused(
-                f"one more round would bring ε for {plan.purpose} to {total:.4g}, over {cap:.4g}",
-                BudgetError.code,
-                remedy="end the job here, or have the site's policy raise the cap",
-            )
+        year, caps = self._year(), self.caps
+        limits = (
+            (plan.purpose, ReservationRow.purpose == plan.purpose, caps.epsilon_cap(plan.purpose)),
+            ("all purposes", true(), caps.total),
+            (f"all purposes in {year}", ReservationRow.year == year, caps.yearly),
+        )
+        for name, which, cap in limits:
+            if cap == NO_CAP:
+                continue
+            spent = epsilon([*self._events(session, which), _event(plan, rounds)], caps.delta)
+            if not spent <= cap:
+                raise _refused(
+                    f"{rounds} more rounds would bring ε for {name} to {spent:.4g}, over {cap:.4g}",
+                    BudgetError.code,
+                    remedy="end the job here, ask for more noise or fewer rounds, or have the "
+                    "site's policy raise the cap",
+                )
+
+    def _line(self, session: Session, year: int | None) -> SpendLine:
+        which = true() if year is None else ReservationRow.year == year
+        events = self._events(session, which)
+        scope, cap = ("total", self.caps.total)
+        if year is not None:
+            scope, cap = f"year {year}", self.caps.yearly
+        rounds = sum(event.count for event in events)
+        return SpendLine(scope, epsilon(events, self.caps.delta), cap, rounds)
+
+    def _year(self) -> int:
+        return self.clock().astimezone(UTC).year
 
     def _events(self, session: Session, which: ColumnElement[bool]) -> list[MechanismEvent]:
         mechanism = (
@@ -251,6 +274,7 @@ class Budget:
             noise_multiplier=plan.noise_multiplier,
             clipping_norm=plan.clipping_norm,
             delta=plan.delta,
+            year=self._year(),
             committed=False,
             recorded=False,
         )

@@ -1,13 +1,16 @@
 """The ledger: an append-only log of signed events that anyone can verify without trusting us.
 
-Every append is one committed transaction that writes the entry and a new signed tree head over
-it. Opening verifies the whole log, and each later operation verifies whatever another thread or
-process has added since, so a service never runs on a ledger that does not verify (I4).
+Every append is in a committed transaction that writes the entry and a new signed tree head over
+it; appends of several threads share one (group commit). Opening verifies the whole log, and each
+later operation verifies whatever another thread or process has added since, so a service never runs
+on a ledger that does not verify (I4).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -30,12 +33,25 @@ from privacy.ledger_entry import (
     open_entry,
     timestamp,
 )
+from privacy.ledger_signatures import with_signatures
 from privacy.merkle import leaf_hash
 from privacy.peer_heads import PeerHeads
-from privacy.signing import Identity
+from privacy.signing import Identity, PublicIdentity
 from privacy.store import create_tables, reading, writing
 
 Clock = Callable[[], datetime]
+
+
+_MAX_BATCH = 256
+
+
+@dataclasses.dataclass(eq=False)
+class _Append:
+    """One event that some thread wants to record, and what came of it."""
+
+    kind: str
+    fields: Mapping[str, Any]
+    outcome: Entry | Exception | None = None
 
 
 class Ledger:
@@ -58,6 +74,7 @@ class Ledger:
         self._identity = identity
         self._clock = clock
         self._lock = threading.Lock()
+        self._waiting: deque[_Append] = deque()
         self._chain = Chain(log_id, identity.public)
         self._head_seen: bytes | None = None
         self._failure: LedgerError | None = None
@@ -73,6 +90,11 @@ class Ledger:
         return self._chain.log_id
 
     @property
+    def public(self) -> PublicIdentity:
+        """The key that signs the log."""
+        return self._chain.key
+
+    @property
     def size(self) -> int:
         """Number of committed entries."""
         return self.tree_head().size
@@ -85,17 +107,52 @@ class Ledger:
         and then nothing was recorded. Call it outside any other write transaction on the same
         database: it waits for that to end.
         """
+        wanted = _Append(kind, fields)
+        self._waiting.append(wanted)
         with self._lock:
-            with writing(self._engine) as session:
+            # Whoever holds the lock writes for all who wait: one commit, and one wait for the disk.
+            while wanted.outcome is None:
+                self._write_waiting()
+        if isinstance(wanted.outcome, Exception):
+            raise wanted.outcome
+        return wanted.outcome
+
+    def _write_waiting(self) -> None:
+        batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), _MAX_BATCH))]
+        seen = self._head_seen
+        try:
+            with self._chain.tentatively(), writing(self._engine) as session:
                 self._catch_up(session)
-                at = timestamp(self._clock())
-                entry = self._chain.draft(kind, fields, at, self._identity)
-                head = SignedTreeHead.sign(self._chain.head_after(entry), at, self._identity)
-                tables.add_entry(session, self.log_id, entry.index, entry.sealed, head.sealed)
-            # Only now is it certain; a commit that failed after all is found by _catch_up.
+                entries = self._draft(batch)
+                if not entries:
+                    return
+                head = SignedTreeHead.sign(self._chain.head, entries[-1].at, self._identity)
+                sealed = [entry.sealed for entry in entries]
+                tables.add_entries(session, self.log_id, entries[0].index, sealed, head.sealed)
+        except BaseException as error:
+            # The chain is back where it was; a commit that did take effect after all is found, with
+            # what other processes have added, by the next _catch_up.
+            self._head_seen = seen
+            for one in batch:
+                one.outcome = error if isinstance(error, Exception) else _interrupted()
+            raise
+        self._head_seen = head.sealed
+
+    def _draft(self, batch: list[_Append]) -> list[Entry]:
+        """Entries of what can be written, in the order in which it was asked."""
+        entries = []
+        for one in batch:
+            try:
+                entry = self._chain.draft(
+                    one.kind, one.fields, timestamp(self._clock()), self._identity
+                )
+            except LedgerError as error:
+                one.outcome = error  # its own fault, and nobody else's
+                continue
             self._chain.extend(entry)
-            self._head_seen = head.sealed
-            return entry
+            one.outcome = entry
+            entries.append(entry)
+        return entries
 
     def tree_head(self) -> SignedTreeHead:
         """The signed head over everything committed, dated when the last entry was."""
@@ -187,8 +244,9 @@ class Ledger:
                 code="ledger-key",
             )
         head = SignedTreeHead.from_sealed(row.head, self._chain.key)
-        for sealed in tables.sealed_entries(session, self.log_id, self._chain.tree.size):
-            self._chain.open_next(sealed)
+        grown = tables.sealed_entries(session, self.log_id, self._chain.tree.size)
+        for sealed, signed in with_signatures(grown, self._chain.key):
+            self._chain.open_next(sealed, signed=signed)
         if self._chain.head != TreeHead(head.log_id, head.size, head.root):
             raise _tampered(
                 f"the signed head of {self.log_id} covers {head.size} entries; "
@@ -220,6 +278,14 @@ def _known_sizes() -> Iterator[None]:
             remedy="ask about entries and sizes that the log has had",
             code="ledger-range",
         ) from error
+
+
+def _interrupted() -> LedgerError:
+    return LedgerError(
+        "the append was interrupted before it was on disk",
+        remedy="start the service again",
+        code="ledger-interrupted",
+    )
 
 
 def _tampered(problem: str) -> LedgerError:

@@ -13,7 +13,8 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Self
 
@@ -150,10 +151,16 @@ class Chain:
         sealed = seal_statement(payload, ENTRY_TYPE, identity)
         return Entry(**content, payload=payload, sealed=sealed)
 
-    def head_after(self, entry: Entry) -> TreeHead:
-        """Size and root once `entry`, drafted here, is added."""
-        root = self.tree.root_with(entry.payload)
-        return TreeHead(self.log_id, self.tree.size + 1, root.hex())
+    @contextmanager
+    def tentatively(self) -> Iterator[None]:
+        """What the block adds is taken off again when it raises."""
+        size, previous = self.tree.size, self._previous_sha256
+        try:
+            yield
+        except BaseException:
+            self.tree.truncate(size)
+            self._previous_sha256 = previous
+            raise
 
     def extend(self, entry: Entry) -> None:
         """Grow by an entry drafted or opened here as the next one."""

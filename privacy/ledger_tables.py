@@ -7,7 +7,7 @@ signature over its root. Rows are only evidence: `privacy.ledger` trusts none be
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from sqlalchemy import ForeignKey, delete, insert, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
@@ -91,9 +91,14 @@ def add_log(session: Session, log_id: str, log: Log) -> None:
     session.execute(insert(LogRow).values(log_id=log_id, **dataclasses.asdict(log)))
 
 
-def add_entry(session: Session, log_id: str, position: int, sealed: bytes, head: bytes) -> None:
-    """Add an entry, and put the head that covers it in the place of the last."""
-    session.execute(insert(EntryRow).values(log_id=log_id, position=position, sealed=sealed))
+def add_entries(
+    session: Session, log_id: str, position: int, sealed: Sequence[bytes], head: bytes
+) -> None:
+    """Add entries from `position` on, and put the head over them in the place of the last."""
+    rows = [
+        {"log_id": log_id, "position": at, "sealed": one} for at, one in enumerate(sealed, position)
+    ]
+    session.execute(insert(EntryRow), rows)
     session.execute(update(LogRow).where(LogRow.log_id == log_id).values(head=head))
 
 
@@ -101,13 +106,17 @@ def sealed_entries(
     session: Session, log_id: str, start: int = 0, end: int | None = None
 ) -> Iterator[bytes]:
     """Envelopes of entries [start, end) in order, fetched a page at a time."""
-    query = select(EntryRow.sealed).where(EntryRow.log_id == log_id, EntryRow.position >= start)
-    if end is not None:
-        query = query.where(EntryRow.position < end)
-    rows = session.execute(
-        query.order_by(EntryRow.position).execution_options(yield_per=_ROWS_PER_FETCH)
-    )
-    yield from rows.scalars()
+    while True:
+        query = select(EntryRow.position, EntryRow.sealed).where(
+            EntryRow.log_id == log_id, EntryRow.position >= start
+        )
+        if end is not None:
+            query = query.where(EntryRow.position < end)
+        page = session.execute(query.order_by(EntryRow.position).limit(_ROWS_PER_FETCH)).all()
+        yield from (row.sealed for row in page)
+        if len(page) < _ROWS_PER_FETCH:
+            return
+        start = page[-1].position + 1
 
 
 def peer_heads(session: Session, log_id: str, peer: str) -> list[PeerHead]:

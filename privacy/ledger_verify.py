@@ -19,12 +19,15 @@ from privacy.ledger_entry import (
     HEAD_TYPE,
     MAX_SEALED_BYTES,
     Chain,
+    Entry,
     EntryError,
     SignedTreeHead,
     TreeHead,
     export_header,
 )
+from privacy.ledger_signatures import with_signatures
 from privacy.ledger_spend import DerivedEpsilon, SpendBook
+from privacy.private_log import BOUND, PRIVATE_ROOT, first_unbound, private_log_id
 from privacy.signing import PublicIdentity
 
 # A damaged PEM may name an algorithm that nobody has, which `cryptography` tells apart.
@@ -84,16 +87,44 @@ def verify_export(
     Faults of the content are in the report. Raises LedgerError "ledger-export-missing" when the
     file cannot be opened.
     """
+    with _open_export(path) as file:
+        return _Verification(trusted, known_heads).run(file)
+
+
+def verify_with_private(
+    path: Path, private: Path, trusted: Collection[PublicIdentity] | None = None
+) -> tuple[Report, Report]:
+    """Verify a site's ledger and its private log, and that the first fixes the second.
+
+    The private log's report is not valid where its own content is at fault, where it is not signed
+    by the ledger's key, or where a root that a round put into the ledger is not its own: then it
+    was cut, edited or written anew. Raises LedgerError as `verify_export` does.
+    """
+    ledger, own = _Verification(trusted, ()), _Verification(trusted, ())
+    with _open_export(path) as file:
+        report = ledger.run(file)
+    with _open_export(private) as file:
+        found = own.run(file)
+    if not (report.valid and found.valid):
+        return report, found
+    if (found.log_id, found.key_id) != (private_log_id(report.log_id or ""), report.key_id):
+        reason = "it is not the private log of that ledger"
+    elif (entry := first_unbound(ledger.committed, own.bound)) is not None:
+        reason = f"it is not what entry {entry} of the ledger fixed: it was cut or changed"
+    else:
+        return report, found
+    return report, dataclasses.replace(found, valid=False, reason=reason)
+
+
+def _open_export(path: Path) -> BinaryIO:
     try:
-        file = path.open("rb")
+        return path.open("rb")
     except OSError as error:
         raise LedgerError(
             f"the export {path} cannot be opened: {error.strerror}",
             remedy="give the path of a file written by `auricle ledger export`",
             code="ledger-export-missing",
         ) from error
-    with file:
-        return _Verification(trusted, known_heads).run(file)
 
 
 class _Verification:
@@ -104,6 +135,10 @@ class _Verification:
         self._known_heads = sorted(known_heads, key=lambda head: head.size)
         self._chain: Chain | None = None
         self._spends = SpendBook("")
+        self.committed: list[tuple[int, str]] = []
+        """(entry, root of the private log) of each commitment, in order."""
+        self.bound: list[str] = []
+        """Root after each `round.bound`, where this is a private log."""
 
     def run(self, file: BinaryIO) -> Report:
         fault: AuricleError | None = None
@@ -133,18 +168,26 @@ class _Verification:
         return Chain(log_id, key)
 
     def _read_body(self, lines: Iterator[bytes], chain: Chain) -> None:
-        for line in lines:
+        signatures = with_signatures(lines, chain.key)
+        for line, signed in signatures:
             if not line.endswith(b"\n"):
                 raise _missing("the export is cut off in the middle of a line", chain)
             # An entry's envelope cannot contain the head's type: it is base64 all through.
             if HEAD_TYPE.encode() in line:
                 head = SignedTreeHead.from_sealed(line[:-1], chain.key)
-                if next(lines, None) is not None:
+                if next(signatures, None) is not None:
                     raise _fault("there are lines after the signed tree head")
                 self._check_head(head, chain)
                 return
-            self._spends.note(chain.open_next(line[:-1]))
+            self._take(chain.open_next(line[:-1], signed=signed), chain)
         raise _missing("the export ends without its signed tree head", chain)
+
+    def _take(self, entry: Entry, chain: Chain) -> None:
+        self._spends.note(entry)
+        if entry.kind == BOUND:
+            self.bound.append(chain.head.root)
+        elif PRIVATE_ROOT in entry.fields:
+            self.committed.append((entry.index, str(entry.fields[PRIVATE_ROOT])))
 
     def _check_head(self, head: SignedTreeHead, chain: Chain) -> None:
         if head.log_id != chain.log_id:

@@ -50,6 +50,12 @@ class MerkleTree:
                 self._levels.append([])
             self._levels[level].append(node_hash(left, right))
 
+    def truncate(self, size: int) -> None:
+        """Take off every leaf from number `size` on. Raises IndexError when there are fewer."""
+        self._checked_size(size)
+        for level, nodes in enumerate(self._levels):
+            del nodes[size >> level :]
+
     def leaf(self, index: int) -> bytes:
         """Leaf hash at `index`. Raises IndexError outside the tree."""
         if not 0 <= index < self.size:
@@ -63,14 +69,6 @@ class MerkleTree:
         """
         size = self._checked_size(size)
         return self._subtree(0, size) if size else EMPTY_ROOT
-
-    def root_with(self, data: bytes) -> bytes:
-        """Root that the tree will have once a leaf holding `data` is appended."""
-        root, rest = leaf_hash(data), self.size
-        for level, nodes in enumerate(self._levels):
-            if rest >> level & 1:  # a complete subtree that no larger one has taken up
-                root = node_hash(nodes[-1], root)
-        return root
 
     def inclusion_proof(self, index: int, size: int | None = None) -> list[bytes]:
         """PATH(index, D[size]) of RFC 9162 section 2.1.3.1, from the leaf upwards.

@@ -81,20 +81,20 @@ class PeerHeads:
 
     def acknowledge(self, peer_size: int) -> None:
         """The other has said, signed, that `held` is `peer_size` there: it needs no older proof."""
-        with writing(self._engine) as session:
-            tables.forget_shown(session, *self._key, below=peer_size)
+        if any(size < peer_size for size in self._shown()):
+            with writing(self._engine) as session:
+                tables.forget_shown(session, *self._key, below=peer_size)
 
     def remember_shown(self, size: int) -> list[int]:
         """Note, before it is sent, that the other will be shown our head of `size` entries.
 
         Returns the sizes that it may hold.
         """
-        with writing(self._engine) as session:
-            shown = tables.shown_sizes(session, *self._key)
-            if size not in shown:
-                tables.add_shown_size(session, *self._key, size)
-                shown.append(size)
-        return sorted(shown)
+        if size not in self._shown():
+            with writing(self._engine) as session:
+                if size not in tables.shown_sizes(session, *self._key):
+                    tables.add_shown_size(session, *self._key, size)
+        return self._shown()
 
     def show(self) -> Checkpoint:
         """Our head as it is now, with the proofs that the other needs; remembered as shown."""
@@ -118,17 +118,29 @@ class PeerHeads:
                 f"the other party holds {checkpoint.peer_size} entries of a log of {size}",
             )
         proofs = {proof.size: proof.hashes for proof in checkpoint.proofs}
-        with writing(self._engine) as session:
-            self._extend(session, checkpoint.size, checkpoint.root, proofs)
-            tables.forget_shown(session, *self._key, below=checkpoint.peer_size)
+        if not self._has(checkpoint.size, checkpoint.root):
+            with writing(self._engine) as session:
+                self._extend(session, checkpoint.size, checkpoint.root, proofs)
+        self.acknowledge(checkpoint.peer_size)
 
     def note(self, size: int, root: str) -> None:
         """Keep a head that came without proofs; the next checkpoint must prove it as well.
 
         Raises LedgerError as `take` does, but for what only a proof can tell.
         """
-        with writing(self._engine) as session:
-            self._extend(session, size, root, None)
+        if not self._has(size, root):
+            with writing(self._engine) as session:
+                self._extend(session, size, root, None)
+
+    def _shown(self) -> list[int]:
+        with reading(self._engine) as session:
+            return tables.shown_sizes(session, *self._key)
+
+    def _has(self, size: int, root: str) -> bool:
+        """Whether this very head was kept before, as when a statement is delivered again."""
+        with reading(self._engine) as session:
+            heads = tables.peer_heads(session, *self._key)
+        return any((head.size, head.root) == (size, root) for head in heads)
 
     def _proof(self, old_size: int, new_size: int) -> HeadProof:
         hashes = self._ledger.consistency_proof(old_size, new_size)
@@ -145,16 +157,14 @@ class PeerHeads:
             raise _fault("peer-head-invalid", "the other party states a head that cannot be one")
         heads = tables.peer_heads(session, *self._key)
         if heads and size < heads[-1].size:
-            if (size, root) in ((head.size, head.root) for head in heads):
-                return  # an older statement, delivered again
             raise _fault(
                 "peer-head-smaller",
                 f"the other party shows {size} entries; it has shown {heads[-1].size}",
             )
         if heads and size == heads[-1].size:
-            if root != heads[-1].root:
-                raise _fault("peer-head-split", f"two histories of {size} entries were shown")
-            return
+            if root == heads[-1].root:
+                return  # taken by another thread meanwhile
+            raise _fault("peer-head-split", f"two histories of {size} entries were shown")
         if proofs is not None:
             for head in (head for head in heads if head.open):
                 _require_extension(head.size, head.root, size, root, proofs.get(head.size))

@@ -55,9 +55,13 @@ class PrivateLog:
         bound = self._log.append(BOUND, {"job": job, "round": round_, "salt": salt})
         return self._log.root(bound.index + 1)
 
-    def entries(self) -> list[Entry]:
-        """Every entry, verified."""
-        return self._log.entries()
+    def entries(self, start: int = 0, end: int | None = None) -> list[Entry]:
+        """Entries [start, end), verified."""
+        return self._log.entries(start, end)
+
+    def tree_head(self) -> SignedTreeHead:
+        """The signed head over everything committed."""
+        return self._log.tree_head()
 
     def export(self, path: Path) -> SignedTreeHead:
         """Write it to `path`, as `Ledger.export` does."""

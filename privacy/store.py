@@ -54,6 +54,7 @@ class ReservationRow(Base):
     noise_multiplier: Mapped[float]
     clipping_norm: Mapped[float]
     delta: Mapped[float]
+    year: Mapped[int]  # calendar year in UTC
     committed: Mapped[bool] = mapped_column(default=False)
     recorded: Mapped[bool] = mapped_column(default=False)  # the ledger has the reservation
 

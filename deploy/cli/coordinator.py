@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from deploy.cli.database import Database, reachable_database
 from deploy.cli.homes import coordinator_root, existing_coordinator
 from deploy.cli.output import Home, Json, emit, progress_console, table
 
@@ -38,6 +39,7 @@ def init(
         Path | None,
         typer.Option(help="Where the prepared base lies or goes; without it, in the home."),
     ] = None,
+    database: Database = "",
     as_json: Json = False,
 ) -> None:
     """Make a coordinator: home, signing key, certificate authority, and the frozen base model."""
@@ -50,6 +52,7 @@ def init(
         public_port=port,
         public_names=tuple(name or ("localhost", "127.0.0.1")),
         admin_port=admin_port,
+        database_url=reachable_database(database),
     )
     root = coordinator_root(home)
     root.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -9,29 +9,41 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deploy.cli.homes import existing_home
+from deploy.cli.homes import existing_home, existing_site
 from deploy.cli.output import Home, Json, emit, epsilon_text, table
 from deploy.errors import CommandError
 from privacy.errors import LedgerError
 
 if TYPE_CHECKING:
+    from privacy.ledger import Ledger
+    from privacy.ledger_verify import Report
+    from privacy.private_log import PrivateLog
     from privacy.signing import PublicIdentity
 
 app = typer.Typer(help="The signed, append-only ledger of a site or coordinator.")
 
 Export = Annotated[Path, typer.Argument(metavar="FILE", help="An export of a ledger.")]
 
+Keys = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--key", help="Public key (PEM) that the ledger must be signed with; may be repeated."
+    ),
+]
+Private = Annotated[
+    bool, typer.Option("--private", help="A site's private log (withdrawals of consent) instead.")
+]
+
 
 @app.command(epilog="Example: auricle ledger show --home auricle-site-st-mary --last 5")
 def show(
     home: Home = None,
     last: Annotated[int, typer.Option(min=1, help="How many of the latest entries.")] = 20,
+    private: Private = False,
     as_json: Json = False,
 ) -> None:
     """Verify the whole ledger, then print its latest entries."""
-    from deploy.ledgers import open_ledger
-
-    book = open_ledger(existing_home(home))
+    book = _open_log(home, private=private)
     head = book.tree_head()
     entries = deque(book.entries(max(0, head.size - last), head.size), maxlen=last)
     rows = [
@@ -65,11 +77,11 @@ def show(
 
 
 @app.command(epilog="Example: auricle ledger export ledger.jsonl --home auricle-site-st-mary")
-def export(file: Export, home: Home = None, as_json: Json = False) -> None:
+def export(
+    file: Export, home: Home = None, private: Private = False, as_json: Json = False
+) -> None:
     """Write the ledger with its key and signed head to one file, for others to verify."""
-    from deploy.ledgers import open_ledger
-
-    head = open_ledger(existing_home(home)).export(file)
+    head = _open_log(home, private=private).export(file)
     emit(
         {"file": file, "log_id": head.log_id, "entries": head.size, "root": head.root},
         f"{head.size} entries of {head.log_id} are in {file}. Verify them with:",
@@ -84,9 +96,10 @@ def verify(
         Path | None,
         typer.Argument(metavar="[FILE]", help="An export; without it, this home's ledger."),
     ] = None,
-    key: Annotated[
-        list[Path] | None,
-        typer.Option(help="Public key (PEM) that the ledger must be signed with; may be repeated."),
+    key: Keys = None,
+    private: Annotated[
+        Path | None,
+        typer.Option(help="Export of the site's private log, which the ledger must have fixed."),
     ] = None,
     home: Home = None,
     as_json: Json = False,
@@ -95,14 +108,7 @@ def verify(
 
     Without --key the file's own key is used: that shows the ledger is whole, not whose it is.
     """
-    from deploy.ledgers import verify_home
-    from privacy.ledger_verify import verify_export
-
-    report = (
-        verify_home(existing_home(home))
-        if file is None
-        else verify_export(file, None if not key else [_public_key(path) for path in key])
-    )
+    report, private_report = _reports(file, private, home, key)
     rows = [
         (
             line.site,
@@ -115,21 +121,142 @@ def verify(
         for line in report.epsilons
     ]
     columns = ("Site", "Purpose", "Rounds", "ε trusting nobody", "ε with secure aggregation", "δ")
-    if not report.valid and not as_json:
+    valid = report.valid and (private_report is None or private_report.valid)
+    if not valid and not as_json:
+        what, wrong = ("ledger", report)
+        if report.valid and private_report is not None:
+            what, wrong = "private log", private_report
         raise LedgerError(
-            f"the ledger does not verify after {report.entries} entries: {report.reason}",
+            f"the {what} does not verify after {wrong.entries} entries: {wrong.reason}",
             remedy="keep this file, and compare the tree heads that the other parties hold",
         )
+    fields = dataclasses.asdict(report)
+    if private_report is not None:
+        fields["private"] = dataclasses.asdict(private_report)
     emit(
-        dataclasses.asdict(report),
+        fields,
         f"{report.log_id}: {report.entries} entries verified, root {report.root}",
         table("ε computed again from what ran", columns, rows) if rows else "No round was trained.",
-        f"Signed by key {report.key_id}"
-        + ("." if report.key_trusted else ", taken from the file itself: give --key to check it."),
+        _signer(report.key_id, trusted=report.key_trusted),
+        *(
+            [f"{private_report.log_id}: {private_report.entries} entries, fixed by the ledger"]
+            if private_report
+            else []
+        ),
         as_json=as_json,
     )
-    if not report.valid:
+    if not valid:
         raise typer.Exit(LedgerError.exit_code)
+
+
+@app.command(epilog="Example: auricle ledger prove 12 --out entry-12.proof.json")
+def prove(
+    index: Annotated[
+        int | None, typer.Argument(min=0, help="Number of the entry; without it, --since.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="File to write.")] = Path("ledger.proof.json"),
+    since: Annotated[
+        int | None,
+        typer.Option(min=0, help="Prove that the log extends the one of this many entries."),
+    ] = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Write a proof of one entry, or of growth, that needs no other entry to be shown."""
+    from deploy.ledgers import open_ledger
+    from privacy.ledger_proof import prove_entry, prove_growth
+
+    if (index is None) == (since is None):
+        raise CommandError(
+            "a proof is of one entry or of growth",
+            remedy="give the entry's number, or --since with the size seen before",
+            code="proof-unclear",
+        )
+    book = open_ledger(existing_home(home))
+    data = prove_entry(book, index) if index is not None else prove_growth(book, since or 0)
+    out.write_bytes(data)
+    emit(
+        {"file": out, "log_id": book.log_id, "size_bytes": len(data)},
+        f"The proof is in {out}, {len(data)} bytes. Check it with:",
+        f"  auricle ledger check-proof {out}",
+        as_json=as_json,
+    )
+
+
+@app.command(epilog="Example: auricle ledger check-proof entry-12.proof.json --key st-mary.pem")
+def check_proof(
+    file: Annotated[Path, typer.Argument(help="A file of `auricle ledger prove`.")],
+    key: Keys = None,
+    root: Annotated[
+        str | None, typer.Option(help="Root (hex) of the earlier head that you hold.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check a proof offline. Exit status 6 when it does not hold."""
+    from privacy import ledger_proof
+
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise CommandError(
+            f"the proof {file} cannot be read: {error.strerror}",
+            remedy="give a file of `auricle ledger prove`",
+            code="proof-missing",
+        ) from error
+    report = ledger_proof.check_proof(data, _trusted(key), root)
+    entry = report.entry
+    what = (
+        f"Entry {entry.index}, {entry.kind} at {entry.at}, is in the log."
+        if entry
+        else f"The log extends that of {report.old_size} entries, root {report.old_root}."
+    )
+    fields = {
+        "log_id": report.log_id,
+        "key_id": report.key_id,
+        "key_trusted": report.key_trusted,
+        "entries": report.size,
+        "root": report.root,
+        "old_size": report.old_size,
+        "old_root": report.old_root,
+        "entry": entry
+        and {"index": entry.index, "at": entry.at, "kind": entry.kind, "fields": entry.fields},
+    }
+    emit(
+        fields,
+        what,
+        f"{report.log_id}: {report.size} entries, root {report.root}",
+        _signer(report.key_id, trusted=report.key_trusted),
+        as_json=as_json,
+    )
+
+
+def _open_log(home: Path | None, *, private: bool) -> Ledger | PrivateLog:
+    from deploy.ledgers import open_ledger, open_private_log
+
+    return open_private_log(existing_site(home)) if private else open_ledger(existing_home(home))
+
+
+def _reports(
+    file: Path | None, private: Path | None, home: Path | None, keys: list[Path] | None
+) -> tuple[Report, Report | None]:
+    from deploy.ledgers import verify_home
+    from privacy.ledger_verify import verify_export, verify_with_private
+
+    if file is None:
+        return verify_home(existing_home(home))
+    if private is not None:
+        return verify_with_private(file, private, _trusted(keys))
+    return verify_export(file, _trusted(keys)), None
+
+
+def _trusted(keys: list[Path] | None) -> list[PublicIdentity] | None:
+    return [_public_key(path) for path in keys] if keys else None
+
+
+def _signer(key_id: str | None, *, trusted: bool) -> str:
+    return f"Signed by key {key_id}" + (
+        "." if trusted else ", taken from the file itself: give --key to check it."
+    )
 
 
 def _public_key(path: Path) -> PublicIdentity:

@@ -26,6 +26,7 @@ from deploy.cli import (
     privacy,
     rounds,
     site,
+    site_records,
     transcribe,
 )
 from deploy.cli.output import emit_error
@@ -44,6 +45,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(coordinator.app, name="coordinator")
+site_records.add_to(site.app)
 app.add_typer(site.app, name="site")
 app.add_typer(rounds.app, name="round")
 app.add_typer(ledger.app, name="ledger")

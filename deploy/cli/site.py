@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from deploy.cli.database import Database, reachable_database
 from deploy.cli.homes import existing_site, new_site_root
 from deploy.cli.output import Home, Json, emit, epsilon_text, progress_console, table
 from deploy.errors import CommandError
@@ -43,6 +44,7 @@ def init(
         Path | None,
         typer.Option(help="Where the prepared base lies or goes; without it, in the home."),
     ] = None,
+    database: Database = "",
     as_json: Json = False,
 ) -> None:
     """Make a site: home, keys, policy, and the frozen base model."""
@@ -59,7 +61,8 @@ def init(
             code="home-exists",
         )
     folder = (base_folder or made.root / "base").absolute()
-    draft = SiteSettings(site=name, base_folder=str(folder))
+    url = reachable_database(database)
+    draft = SiteSettings(site=name, base_folder=str(folder), database_url=url)
     made.create()
     keys = create_keys(made)
     base_sha256 = prepare_base(base, folder).base_sha256
@@ -145,12 +148,12 @@ def withdraw(
     """Withdraw a subject's consent: never sampled again, cached features deleted."""
     from client_node.consent import withdraw_consent
     from client_node.store import SiteStore
-    from deploy.ledgers import open_ledger
+    from deploy.ledgers import open_private_log
     from privacy.store import open_engine
 
     opened = _open(home)
     store = SiteStore(open_engine(opened.database_url))
-    recordings = withdraw_consent(subject, store, opened.features, open_ledger(opened.root))
+    recordings = withdraw_consent(subject, store, opened.features, open_private_log(opened.root))
     emit(
         {"recordings": recordings},
         f"{recordings} recordings are never sampled again, from the next round on.",

@@ -72,7 +72,9 @@ class CountingTrainer:
     def check_weights(self, plan: RoundPlan, basis: bytes, vector: bytes) -> None:
         pass
 
-    def train(self, plan: RoundPlan, basis: bytes, round_: int, vector: bytes) -> TrainedUpdate:
+    def train(
+        self, plan: RoundPlan, basis: bytes, round_: int, vector: bytes, arrivals: range
+    ) -> TrainedUpdate:
         self.draws += 1
         if self.error is not None:
             raise self.error
@@ -139,7 +141,9 @@ class Coordinator:
 class Site:
     """A site's home with a nano base, and agents opened on it as often as a test wants."""
 
-    def __init__(self, root: Path, base: SpeechBase, coordinator: Coordinator) -> None:
+    def __init__(
+        self, root: Path, base: SpeechBase, coordinator: Coordinator, database_url: str = ""
+    ) -> None:
         self.home = SiteHome(root)
         self.home.create()
         self.keys = create_keys(self.home)
@@ -152,6 +156,7 @@ class Site:
             base_sha256=base.base_sha256,
             coordinator_url="https://localhost:1",
             rows_per_step=3,
+            database_url=database_url,
         ).save(self.home.settings)
         public = coordinator.identity.public
         default_policy(
@@ -179,7 +184,7 @@ class Site:
         engine = self.engine()
         ledger = Ledger(engine, self.keys.identity, "site/north", self.clock)
         caps = SitePolicy.load(self.home.policy).caps
-        return ledger, Budget(engine, "north", caps, ledger.append)
+        return ledger, Budget(engine, "north", caps, ledger.append, self.clock)
 
     def private_log(self) -> PrivateLog:
         """The private log, opened anew from disk."""

@@ -183,9 +183,9 @@ def token_of(invite: bytes, coordinator: PublicIdentity) -> str:
     return json.loads(open_statement(invite, kind, (coordinator,)))["token"]
 
 
-def make_tools(folder: Path, identity: Identity, clock) -> tuple[Tools, Engine]:
-    """A coordinator's tools over a database in `folder`."""
-    engine = open_engine(f"sqlite:///{folder / 'auricle.db'}")
+def make_tools(folder: Path, identity: Identity, clock, url: str = "") -> tuple[Tools, Engine]:
+    """A coordinator's tools over the database `url`, or one in `folder`."""
+    engine = open_engine(url or f"sqlite:///{folder / 'auricle.db'}")
     create_schema(engine)
     ledger = Ledger(engine, identity, "coordinator", lambda: datetime.fromtimestamp(clock(), UTC))
     tools = Tools(
@@ -203,10 +203,12 @@ def make_tools(folder: Path, identity: Identity, clock) -> tuple[Tools, Engine]:
 class Federation:
     """Tools, operations and enrolled fake sites."""
 
-    def __init__(self, folder: Path, names: tuple[str, ...] = ("east", "north", "west")) -> None:
+    def __init__(
+        self, folder: Path, names: tuple[str, ...] = ("east", "north", "west"), url: str = ""
+    ) -> None:
         self.clock = FakeClock()
         self.identity = Identity.generate()
-        self.tools, self.engine = make_tools(folder, self.identity, self.clock)
+        self.tools, self.engine = make_tools(folder, self.identity, self.clock, url)
         self.sites = {name: FakeSite(name, self.identity.public) for name in names}
         self.online: set[str] = set(names)
         self.fleet: dict[str, str] = {}

@@ -53,7 +53,7 @@ class Federation:
 
     def report(self, party: str) -> Report:
         """A party's ledger, exported and verified by its public key."""
-        return verify_home(self.homes[party])
+        return verify_home(self.homes[party])[0]
 
     def wire(self, direction: str) -> list[bytes]:
         """Plain bytes of each connection of the watched site: "sent" or "received"."""

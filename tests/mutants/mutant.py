@@ -5,7 +5,6 @@ runs the mutant. A line that is no longer in the source is an error, not a silen
 """
 
 from __future__ import annotations
-
 import __future__
 
 import contextlib

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -141,14 +142,83 @@ def test_a_plan_without_noise_needs_explicit_leave_and_ends_the_budget(engine: E
     assert refusal(budget, PLAN, 1) == "budget-exceeded"
 
 
-def test_prediction_is_what_reserving_then_gives(engine: Engine) -> None:
-    budget = open_budget(engine)
+def test_a_job_that_does_not_fit_to_its_end_is_foreseen(engine: Engine) -> None:
+    budget = open_budget(engine, cap_for(3))
     budget.reserve(PLAN, 1)
-    predicted = budget.after(PLAN, 2)
-    assert budget.after(PLAN, 0) == budget.spent(PLAN.purpose).epsilon_loc
+    budget.require_room(PLAN, 2)
+    with pytest.raises(BudgetError) as caught:
+        budget.require_room(PLAN, 3)
+    assert caught.value.code == "budget-exceeded"
+    assert budget.spent(PLAN.purpose).epsilon_loc == composed(PLAN, 1)
+
+
+OTHER = make_plan(job="cafe", purpose="procedures")
+
+
+def test_a_total_cap_composes_all_purposes(engine: Engine) -> None:
+    cap = cap_for(3).default
+    budget = open_budget(engine, BudgetCaps(delta=DELTA, default=8.0, total=cap))
+    budget.reserve(PLAN, 1)
+    budget.reserve(OTHER, 1)
+    budget.reserve(OTHER, 2)
+    assert refusal(budget, PLAN, 2) == refusal(budget, OTHER, 3) == "budget-exceeded"
+    total, _ = budget.overall()
+    # Composed, not added up: three rounds of two purposes cost what three of one do.
+    assert (total.scope, total.epsilon_loc, total.rounds) == ("total", composed(PLAN, 3), 3)
+    assert total.epsilon_cap == cap
+    assert budget.purposes() == [PLAN.purpose, "procedures"]
+
+
+def test_a_yearly_cap_begins_again_with_the_year_and_the_total_does_not(engine: Engine) -> None:
+    now = [datetime(2026, 12, 31, 23, 59, tzinfo=UTC)]
+    caps = BudgetCaps(
+        delta=DELTA, default=99.0, yearly=cap_for(2).default, total=cap_for(3).default
+    )
+    budget = Budget(engine, "north", caps, lambda kind, fields: None, lambda: now[0])
+    budget.reserve(PLAN, 1)
+    budget.reserve(OTHER, 1)
+    assert refusal(budget, PLAN, 2) == "budget-exceeded"
+    # Midnight in UTC ends the year, whatever the clock's zone.
+    now[0] = datetime(2026, 12, 31, 20, 0, tzinfo=timezone(timedelta(hours=-5)))
+    total, year = budget.overall()
+    assert (year.scope, year.epsilon_loc, total.rounds) == ("year 2027", 0.0, 2)
     budget.reserve(PLAN, 2)
-    budget.reserve(PLAN, 3)
-    assert budget.spent(PLAN.purpose).epsilon_loc == predicted
+    assert refusal(budget, PLAN, 3) == "budget-exceeded"  # the total, three rounds
+    assert budget.overall()[1].epsilon_loc == composed(PLAN, 1)
+
+
+def test_who_arrived_after_the_reservation_is_not_sampled_in_its_round(engine: Engine) -> None:
+    budget = open_budget(engine)
+    before = budget.position()
+    reservation = budget.reserve(PLAN, 1)
+    after = budget.position()
+    assert before in budget.arrivals(reservation)
+    assert after not in budget.arrivals(reservation)
+    assert (budget.subject_epsilon(before), budget.subject_epsilon(after)) == (
+        composed(PLAN, 1),
+        0.0,
+    )
+
+
+def test_a_subject_at_its_cap_is_left_out_and_later_ones_go_on(engine: Engine) -> None:
+    caps = BudgetCaps(delta=DELTA, default=99.0, subject=cap_for(2).default)
+    budget = open_budget(engine, caps)
+    arrived = [budget.position()]
+    for round in (1, 2, 3, 4):
+        reservation = budget.reserve(PLAN if round % 2 else OTHER, round)
+        eligible = [joined for joined in arrived if joined in budget.arrivals(reservation)]
+        # Two rounds each, and no more, from the one after arrival.
+        assert eligible == arrived[max(0, round - 2) :][:2]
+        for joined in eligible:
+            assert budget.subject_epsilon(joined) <= caps.subject
+        arrived.append(budget.position())
+    # What the next round would cost is known before it.
+    assert budget.subject_epsilon(arrived[-1], PLAN) == composed(PLAN, 1)
+
+
+def test_no_one_round_above_the_subject_cap_samples_anybody(engine: Engine) -> None:
+    budget = open_budget(engine, BudgetCaps(delta=DELTA, default=99.0, subject=0.01))
+    assert list(budget.arrivals(budget.reserve(PLAN, 1))) == []
 
 
 def test_a_subject_pays_from_its_arrival_and_for_every_purpose(engine: Engine) -> None:

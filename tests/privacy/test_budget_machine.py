@@ -6,9 +6,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from sqlalchemy.exc import OperationalError
 
 from privacy import budget as budget_module
@@ -17,6 +25,7 @@ from privacy.budget import Budget, BudgetCaps, Reservation
 from privacy.errors import BudgetError, LedgerError
 from privacy.plan import RoundPlan
 from privacy.store import open_engine
+from tests.postgres import NewDatabase
 from tests.privacy.plans import DELTA, make_plan
 
 PLANS = [
@@ -42,11 +51,15 @@ class BudgetMachine(RuleBasedStateMachine):
         self.drawn: dict[tuple[str, int], RoundPlan] = {}  # noise may have been drawn
         self.attempted: dict[tuple[str, int], RoundPlan] = {}  # reserved, perhaps for nothing
         self.held: list[Reservation] = []
+        self.url = self.new_url()
         self.open()
 
+    def new_url(self) -> str:
+        """URL of an empty database."""
+        return f"sqlite:///{Path(self.folder.name) / 'auricle.db'}"
+
     def open(self) -> None:
-        url = f"sqlite:///{Path(self.folder.name) / 'auricle.db'}"
-        self.engines = [open_engine(url), open_engine(url)]
+        self.engines = [open_engine(self.url), open_engine(self.url)]
         self.budgets = [Budget(engine, "north", CAPS, self.record) for engine in self.engines]
 
     def record(self, kind: str, fields: dict[str, Any]) -> None:
@@ -152,3 +165,12 @@ class BudgetMachine(RuleBasedStateMachine):
 
 TestBudgetMachine = BudgetMachine.TestCase
 TestBudgetMachine.settings = settings(max_examples=12, stateful_step_count=20, deadline=None)
+
+
+@pytest.mark.slow
+def test_no_interleaving_under_counts_on_postgresql(new_postgres: NewDatabase) -> None:
+    class OnPostgres(BudgetMachine):
+        def new_url(self) -> str:
+            return new_postgres()
+
+    run_state_machine_as_test(OnPostgres, settings=TestBudgetMachine.settings)

@@ -158,11 +158,17 @@ def test_incremental_root_equals_the_definition(leaves: list[bytes]) -> None:
     assert tree_of(leaves).root() == definition(leaves)
 
 
-@given(st.lists(st.binary(max_size=8), max_size=70), st.binary(max_size=8))
-def test_the_next_root_is_foretold_without_appending(leaves: list[bytes], more: bytes) -> None:
-    tree = tree_of(leaves)
-    assert tree.root_with(more) == definition([*leaves, more])
-    assert tree.root() == definition(leaves)
+@given(st.lists(st.binary(max_size=8), max_size=70), st.binary(max_size=8), st.data())
+def test_a_truncated_tree_is_the_tree_that_it_was(
+    leaves: list[bytes], more: bytes, data: st.DataObject
+) -> None:
+    tree, size = tree_of(leaves), data.draw(st.integers(0, len(leaves)))
+    tree.truncate(size)
+    assert (tree.size, tree.root()) == (size, definition(leaves[:size]))
+    tree.append(more)
+    assert tree.root() == definition([*leaves[:size], more])
+    with pytest.raises(IndexError):
+        tree.truncate(size + 2)
 
 
 @given(st.integers(1, 130), st.data())

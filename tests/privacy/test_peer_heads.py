@@ -148,7 +148,10 @@ STEPS = ("append", "restart", "send", "lose", "send-late", "note")
     steps=st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 1)), min_size=5, max_size=30)
 )
 def test_honest_parties_never_trip_whatever_is_lost(steps: list[tuple[str, int]]) -> None:
-    """Losses, crashes between showing and taking, and unproved heads raise no false alarm."""
+    """Losses, crashes between showing and taking, and unproved heads raise no false alarm.
+
+    Each side has one message on its way at a time: a later one takes the place of a late one.
+    """
     with tempfile.TemporaryDirectory() as folder:
         parties = [Party(Path(folder), "one", "two"), Party(Path(folder), "two", "one")]
         late: list[list[Checkpoint]] = [[], []]
@@ -159,6 +162,7 @@ def test_honest_parties_never_trip_whatever_is_lost(steps: list[tuple[str, int]]
             elif step == "restart":
                 sender.reopen()
             elif step == "note":
+                late[side].clear()
                 head = sender.ledger.tree_head()
                 sender.heads.remember_shown(head.size)
                 receiver.heads.note(head.size, head.root)
@@ -167,7 +171,7 @@ def test_honest_parties_never_trip_whatever_is_lost(steps: list[tuple[str, int]]
             else:
                 checkpoint = sender.heads.show()
                 if step == "send":
-                    late[side].clear()  # one message in flight a side: what is older is dropped
+                    late[side].clear()
                     receiver.heads.take(checkpoint)
                 else:
                     late[side][:] = [checkpoint]
