@@ -6,6 +6,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,\
 	2>/dev/null | grep True),$(name))))
 VENV := .venv
 BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
 READY := $(VENV)/.ready
 PACKAGES := coordinator client_node model_core privacy deploy
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
@@ -23,15 +24,19 @@ help: ## what each target does
 setup: $(READY) ## make .venv with the tested versions
 
 # torch goes first and by exact version: a range would take a newer build, gigabytes of CUDA with it.
-$(READY): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with venv was found." \
 	"Install it (on Debian: apt-get install python3 python3-venv), or set PYTHON." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) torch==2.13.0
-	$(PIP_INSTALL) --editable '.[demo,dev]'
+	$(PIP_INSTALL) --editable '.[demo]'
 	@touch $@
 
-demo: $(READY) ## the whole thing on this machine: three sites, private rounds, a release (ARGS=...)
+$(READY): $(INSTALLED)
+	$(PIP_INSTALL) --editable '.[demo,dev,onnx,plots,postgresql]'
+	@touch $@
+
+demo: $(INSTALLED) ## the whole thing on this machine: three sites, private rounds, a release (ARGS=...)
 	$(BIN)/auricle demo $(ARGS)
 
 test: $(READY) ## every test that takes seconds (ARGS=...)
@@ -48,6 +53,7 @@ check: $(READY) ## format, lint, types, the rooms' import rules, links in the do
 	$(BIN)/python -m docs.check_links
 
 bench: $(READY) ## every benchmark, a claim each
+	$(PIP_INSTALL) --editable '.[bench]'
 	@set -e; for file in benchmarks/[a-z]*.py; do \
 	$(BIN)/python -m benchmarks.$$(basename $$file .py); done
 

@@ -188,7 +188,7 @@ class SpeechTrainer:
     def _step_on_invented(
         self, attached: _Attached, plan: RoundPlan, invented: Sequence[Invented]
     ) -> tuple[Tensor, Tensor]:
-        """The step on subjects that a probe makes up, so cut that one of them spans microbatches."""
+        """The step on subjects that a probe makes up, cut so that one spans microbatches."""
         rows = [
             _Row(-1, number, *pair, share=subject.loudness / subject.rows)
             for number, subject in enumerate(invented)

@@ -117,6 +117,7 @@ class CanaryRun:
         adapter: Adapter,
         plan: RoundPlan,
         source: RandomSource,
+        *,
         subjects: int,
         seed: int,
     ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-import plotext  # type: ignore[import-untyped]
+import plotext
 
 from deploy.errors import CommandError
 from privacy.planner import LEARNS_A_PART_AT, LEARNS_AT, Option, PlanAnswer

@@ -24,6 +24,7 @@ from deploy.cli import (
     export,
     ledger,
     privacy,
+    privacy_audit,
     rounds,
     site,
     site_records,
@@ -51,6 +52,7 @@ app.add_typer(rounds.app, name="round")
 app.add_typer(ledger.app, name="ledger")
 base.app.command("export", epilog=export.EXAMPLE)(export.export)
 app.add_typer(base.app, name="base")
+privacy_audit.register(privacy.app)
 app.add_typer(privacy.app, name="privacy")
 app.command("demo", epilog=demo.EXAMPLE)(demo.demo)
 app.command("transcribe", epilog=transcribe.EXAMPLE)(transcribe.transcribe)

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 EXAMPLE = "Example: auricle privacy audit --epsilon 8 --rounds 20 --picture audit.png"
 EXIT_REFUTED = 9
 SHOWS = (
-    "It shows: an attacker who chose these canaries and saw every update of this run. A lower bound "
-    "above the claimed ε proves a fault.",
+    "It shows: an attacker who chose these canaries and saw every update of this run. A lower "
+    "bound above the claimed ε proves a fault.",
     "It does not show: that the claim holds. A bound far below the claim is the rule, as no attack "
-    "is the worst there could be; the claim rests on the accountant and on the probes of each round. "
-    "The interval holds only if scores are Gaussian.",
+    "is the worst there could be; the claim rests on the accountant and on the probes of each "
+    "round. The interval holds only if scores are Gaussian.",
 )
 
 
@@ -57,7 +57,7 @@ def audit(
     plan = audit_plan(
         speech, adapter, sampling_rate=sampling_rate, noise_multiplier=sigma, rounds=rounds
     )
-    run = CanaryRun(speech, adapter, plan, SystemRandomSource(), subjects, seed)
+    run = CanaryRun(speech, adapter, plan, SystemRandomSource(), subjects=subjects, seed=seed)
     found = run.audit(canaries, confidence)
     if picture is not None:
         draw(found, picture)

@@ -170,10 +170,11 @@ def _quantise_embedding(graph: GraphProto, weight_VD: NDArray[np.float32]) -> No
             operator,
             [f"{_EMBEDDING}.{name}" if name in local else name for name in names],
             [f"{_EMBEDDING}.{output}" if output in local else output],
-            **({"to": TensorProto.FLOAT} if operator == "Cast" else {}),
         )
         for operator, names, output in steps
     ]
+    cast = next(node for node in nodes if node.op_type == "Cast")
+    cast.attribute.append(helper.make_attribute("to", TensorProto.FLOAT))
     _replace(graph, gather, nodes)
 
 

@@ -51,6 +51,7 @@ def noise_checks(
     update_D: Tensor,
     sum_D: Tensor,
     scale: float,
+    *,
     draws: Sequence[Tensor],
     source: RandomSource,
     marks: NoiseMarks,

@@ -44,6 +44,7 @@ class LotRow:
 def sampler_checks(
     samples: Sequence[Sample],
     rate: float,
+    *,
     eligible: Sequence[int],
     rows: Sequence[LotRow],
     cap: int,

@@ -56,14 +56,21 @@ def probe(done: ProbedRound, marks: NoiseMarks) -> ProbeReceipt:
         results += [ProbeResult(name, NOT_APPLICABLE) for name in ("noise", "sampler")]
         return ProbeReceipt(tuple(results))
     scale = plan.noise_multiplier * plan.clipping_norm
-    noise = noise_checks(done.update_D, done.sum_D, scale, draws.normals, draws.source, marks)
+    noise = noise_checks(
+        done.update_D,
+        done.sum_D,
+        scale,
+        draws=draws.normals,
+        source=draws.source,
+        marks=marks,
+    )
     sampler = sampler_checks(
         draws.samples,
         plan.sampling_rate,
-        done.eligible,
-        done.rows,
-        plan.max_utterances_per_subject,
-        draws.source,
+        eligible=done.eligible,
+        rows=done.rows,
+        cap=plan.max_utterances_per_subject,
+        source=draws.source,
     )
     results += [outcome_of("noise", noise), outcome_of("sampler", sampler)]
     return ProbeReceipt(tuple(results))

@@ -1,4 +1,4 @@
-"""A site whose probes fail sends nothing but a code, and an auditor misses probes that are missing."""
+"""A site whose probes fail sends only a code; an auditor notices probes that are missing."""
 
 from __future__ import annotations
 
