@@ -26,6 +26,8 @@ from tests.mutants.bench import Bench, open_bench
 from tests.mutants.catalogue import MUTANTS
 from tests.mutants.mutant import Mutant
 
+
+REWRITE = "ignore::pytest.PytestAssertRewriteWarning"
 BESIDE_THE_STEP = ("accounting", "resume")  # no round's own probes can see these
 
 
@@ -55,8 +57,10 @@ def judge_by_probes(mutant: Mutant, bench: Bench) -> str:
 def judge_by_test(mutant: Mutant) -> str:
     """The killer's path if it fails with the fault in the program, else ""."""
     quiet = io.StringIO()
+    # Modules that this process has imported already cannot have their asserts rewritten.
+    options = ["-q", "-x", "-m", "not slow and not shared", "-W", REWRITE]
     with mutant.planted(), contextlib.redirect_stdout(quiet):
-        status = pytest.main([mutant.killer, "-q", "-x", "-m", "not slow and not shared"])
+        status = pytest.main([mutant.killer, *options])
     return mutant.killer if status == pytest.ExitCode.TESTS_FAILED else ""
 
 
