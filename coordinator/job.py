@@ -97,6 +97,8 @@ class JobLoop:
 
     def _questions(self, record: JobRecord) -> dict[str, Question]:
         """What each site should be asked now."""
+        if record.state in FINISHED:
+            return {}  # one answer may abandon the job before the next is taken
         active = self._tools.registry.active()
         questions = {}
         for site, participant in record.participants.items():

@@ -34,7 +34,7 @@ def test_a_job_runs_and_is_found_again_on_each_engine(tmp_path, url):
     status = job_status(engine, job, ())
     assert (status.state, status.updates_admitted) == ("released", 6)
     kinds = [entry.kind for entry in tools.journal.ledger.entries()]
-    assert kinds.count("update.admitted") == 6
+    assert kinds.count("update.answered") == 6
     # Each site was shown heads, and has said nothing of holding one.
     with reading(engine) as session:
         shown = list(session.scalars(select(ShownHeadRow.peer).distinct()))
@@ -107,15 +107,25 @@ def test_a_site_whose_ledger_was_cut_is_quarantined_and_the_round_goes_on(tmp_pa
     federation = Federation(tmp_path)
     site = logged(federation)
     site.cut_in_round = 2
-    job = run_job(federation, rounds=3)
+    job = run_job(federation, rounds=3, quorum=2)
     status = job_status(federation.engine, job, ())
     assert status.state == "released"
     with reading(federation.engine) as session:
         row = session.scalar(select(SiteRow).where(SiteRow.name == "north"))
-        assert row.quarantine_code == "peer-head-smaller"
+        assert row.quarantine_code == "peer-head-split"
     entries = federation.tools.journal.ledger.entries()
     (quarantined,) = [e for e in entries if e.kind == "site.quarantined"]
-    assert quarantined.fields["code"] == "peer-head-smaller"
+    assert quarantined.fields["code"] == "peer-head-split"
+    federation.engine.dispose()
+
+
+def test_a_hostile_answer_that_ends_the_job_ends_it_in_words(tmp_path):
+    """All sites are needed: whoever answers after the quarantine finds the job abandoned."""
+    federation = Federation(tmp_path)
+    logged(federation).cut_in_round = 2
+    job = run_job(federation, rounds=3)
+    status = job_status(federation.engine, job, ())
+    assert status.state == "abandoned"
     federation.engine.dispose()
 
 
@@ -132,7 +142,7 @@ def test_a_site_that_was_shown_another_history_of_ours_is_noticed(tmp_path):
         return site.sealed(header.job, header.round, parcel.payload, peer_size=10_000, **fields)
 
     site.spoil = ahead
-    run_job(federation, rounds=2)
+    run_job(federation, rounds=2, quorum=2)
     assert spoiled == [1]  # quarantined at once
     with reading(federation.engine) as session:
         row = session.scalar(select(SiteRow).where(SiteRow.name == "north"))
