@@ -70,6 +70,27 @@ def test_mean_contribution_is_that_of_gaussian_tokens():
     torch.testing.assert_close(split.skipped_mean_D, mean_D / 2, rtol=0, atol=5e-3)
 
 
+def test_what_is_skipped_in_the_mean_is_in_the_bias():
+    dense = nano_whisper().model
+    config = dataclasses.replace(SPLIT, top_k=1)
+    mixed = upcycle(copy.deepcopy(dense), config)
+    for layer, block in zip(feed_forward_layers(dense), mixtures(mixed), strict=True):
+        split = cluster_neurons(
+            layer, shared=block.shared_up.out_features, experts=4, top_k=1, seed=0
+        )
+        added_D = block.shared_down.bias - layer.fc2.bias
+        torch.testing.assert_close(added_D, split.skipped_mean_D, rtol=0, atol=1e-3)
+        assert added_D.abs().max() > 1e-2
+
+
+def test_a_token_like_an_experts_neurons_goes_to_that_expert():
+    mixed = upcycle(nano_whisper().model, dataclasses.replace(SPLIT, top_k=1))
+    for block in mixtures(mixed):
+        centre_ED = torch.nn.functional.normalize(block.experts.up_proj.mean(1), dim=1)
+        routing = block.choose(centre_ED)
+        assert routing.expert_S[routing.slot_NK].flatten().tolist() == [0, 1, 2, 3]
+
+
 def test_every_expert_running_is_the_dense_model():
     dense = nano_whisper().model
     mixed = upcycle(copy.deepcopy(dense), SPLIT)
