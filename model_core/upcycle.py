@@ -19,6 +19,7 @@ attention kernels, stay as released.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -48,6 +49,9 @@ class MixtureConfig:
         top_k: experts per token.
         seed: of the routers' random directions, and of the clusters of `split`.
         variant: what becomes of the units that are not shared.
+        decoder_top_k: experts per token in the decoder, where it is not `top_k`. The decoder's
+            blocks are a hundredth of the work on short windows; a `split` with all of them runs
+            the decoder as released.
     """
 
     experts: int = 4
@@ -55,11 +59,13 @@ class MixtureConfig:
     top_k: int = 1
     seed: int = 0
     variant: Variant = "upcycled-shared"
+    decoder_top_k: int | None = None
 
     def __post_init__(self) -> None:
         """Check ranges. Raises WeightsError."""
         known = self.variant in get_args(Variant)
-        in_range = self.experts >= 1 and 1 <= self.top_k <= self.experts
+        top_ks = (self.top_k, self.top_k if self.decoder_top_k is None else self.decoder_top_k)
+        in_range = self.experts >= 1 and all(1 <= top_k <= self.experts for top_k in top_ks)
         if self.variant == "copied":
             shares = self.shared_fraction == 0
         else:
@@ -130,10 +136,10 @@ def upcycle(
     """
     config = config or MixtureConfig()
     generator = torch.Generator().manual_seed(config.seed)
-    for layer in feed_forward_layers(model):
-        mixture = _empty_mixture(layer, config)
-        if config.variant == "split":
-            _split_dense(layer, mixture, config)
+    for layer, own in _configured_layers(model, config):
+        mixture = _empty_mixture(layer, own)
+        if own.variant == "split":
+            _split_dense(layer, mixture, own)
         else:
             _copy_dense(layer, mixture)
             _draw_router(mixture.router.weight, generator)
@@ -145,8 +151,8 @@ def upcycle_structure(
     model: WhisperForConditionalGeneration, config: MixtureConfig
 ) -> WhisperForConditionalGeneration:
     """Install mixtures without values, for a model whose state is about to be loaded."""
-    for layer in feed_forward_layers(model):
-        _install(layer, _empty_mixture(layer, config))
+    for layer, own in _configured_layers(model, config):
+        _install(layer, _empty_mixture(layer, own))
     return model.requires_grad_(False).eval()
 
 
@@ -165,6 +171,16 @@ def base_sha256(model: nn.Module) -> str:
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         digest.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _configured_layers(
+    model: WhisperForConditionalGeneration, config: MixtureConfig
+) -> list[tuple[nn.Module, MixtureConfig]]:
+    """Every layer with its own mixture: they differ between encoder and decoder in top-k alone."""
+    top_k = config.top_k if config.decoder_top_k is None else config.decoder_top_k
+    in_decoder = dataclasses.replace(config, top_k=top_k, decoder_top_k=None)
+    encoder, decoder = model.model.encoder.layers, model.model.decoder.layers
+    return [(layer, config) for layer in encoder] + [(layer, in_decoder) for layer in decoder]
 
 
 def _empty_mixture(layer: nn.Module, config: MixtureConfig) -> MixtureFeedForward:
