@@ -1,10 +1,10 @@
 """Distil a split model's encoder from its dense teacher, end to end; a killed run resumes exactly.
 
-The student is an upcycled copy whose encoder was fitted layer by layer (`model_core.layer_fit`). All of its
-encoder layers train, routers included; convolutions, decoder and vocabulary stay as released. The
-loss has two parts: the encoder states' squared distance from the teacher's, each channel over its
-own variance, and the decoder's Kullback-Leibler divergence from the teacher's predictions while it
-reads the teacher's text (Hinton et al. 2015; Gandhi et al. 2023, Distil-Whisper).
+The student is an upcycled copy whose encoder was fitted layer by layer (`model_core.layer_fit`).
+All of its encoder layers train, routers included; convolutions, decoder and vocabulary stay as
+released. The loss has two parts: the encoder states' squared distance from the teacher's, each
+channel over its own variance, and the decoder's Kullback-Leibler divergence from the teacher's
+predictions while it reads the teacher's text (Hinton et al. 2015; Gandhi et al. 2023).
 
 Progress is one safetensors file, replaced as a whole every so many steps: trained tensors, Adam's
 moments, and the number of steps in the header. Batches are a function of the seed and that number,

@@ -1,4 +1,4 @@
-"""The closed-form fit: errors fall, nothing but the experts moves, exact where nothing is left out."""
+"""The closed-form fit: errors fall, and where no expert is left out nothing changes."""
 
 import copy
 
