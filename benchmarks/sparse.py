@@ -24,7 +24,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from model_core.audio import read_audio
 from model_core.base import SpeechBase, load_base
-from model_core.compute import active_share, transcription_flops
+from model_core.compute import TranscriptionFlops, active_share, transcription_flops
 from model_core.decode import greedy
 from model_core.evaluate import normalise, word_error_rate
 from model_core.features import MAX_WINDOW_S, encode_mel, log_mel
@@ -75,8 +75,7 @@ class Score:
     """One model in one kind of window, over all test clips."""
 
     texts: tuple[str, ...]
-    flops: int
-    feed_forward: int
+    flops: TranscriptionFlops
 
 
 def clips_of(test: bool, limit: int | None = None) -> list[tuple[Path, dict[str, Any]]]:
@@ -107,7 +106,7 @@ def score(base: SpeechBase, clips: Sequence[Clip], window: Callable[[int], float
     for number, clip in enumerate(clips):
         by_window[window(len(clip.samples))].append(number)
     texts = [""] * len(clips)
-    flops = feed_forward = 0
+    counts = []
     for duration_s, members in by_window.items():
         for start in range(0, len(members), _BATCH):
             numbers = members[start : start + _BATCH]
@@ -117,12 +116,13 @@ def score(base: SpeechBase, clips: Sequence[Clip], window: Callable[[int], float
                 numbers, greedy(base.model, base, states_BSD, prefix), strict=True
             ):
                 texts[number] = "" if decoded.is_silence else base.tokenizer.decode(decoded.ids)
-                count = transcription_flops(
-                    base.model, states_BSD.shape[1], len(prefix), len(decoded.ids) + 1
+                counts.append(
+                    transcription_flops(
+                        base.model, states_BSD.shape[1], len(prefix), len(decoded.ids) + 1
+                    )
                 )
-                flops += count.total
-                feed_forward += count.feed_forward
-    return Score(tuple(texts), flops, feed_forward)
+    parts = zip(*(astuple(count) for count in counts), strict=True)
+    return Score(tuple(texts), TranscriptionFlops(*(sum(part) for part in parts)))
 
 
 def dense_base(whisper: Whisper) -> SpeechBase:
@@ -171,30 +171,25 @@ def curve(runs: Sequence[Path], limit: int | None) -> list[dict[str, Any]]:
         share = active_share(base.model.model.encoder.layers[0])
         rows.append({"model": name, "window": window, "active_share": round(share, 3)})
     reference = scores[1]
-    in_short = scores[list(WINDOWS).index(SHORT)]
-    return [
-        row | _compared(clips, each, reference, in_short)
-        for row, each in zip(rows, scores, strict=True)
-    ]
+    return [row | _compared(clips, each, reference) for row, each in zip(rows, scores, strict=True)]
 
 
-def _compared(
-    clips: Sequence[Clip], each: Score, reference: Score, in_short: Score
-) -> dict[str, Any]:
+def _compared(clips: Sequence[Clip], each: Score, reference: Score) -> dict[str, Any]:
     spoken_s = sum(clip.duration_s for clip in clips)
     texts = [clip.text for clip in clips]
     low, high = _interval(texts, each.texts, reference.texts)
     return {
-        "gflops_per_s": round(each.flops / spoken_s / 1e9, 3),
-        "feed_forward_share": round(each.feed_forward / each.flops, 3),
-        "flops_ratio": round(each.flops / reference.flops, 3),
-        "flops_ratio_same_window": round(each.flops / in_short.flops, 3),
+        "gflops_per_s": round(each.flops.total / spoken_s / 1e9, 3),
+        "flops_ratio": round(each.flops.total / reference.flops.total, 3),
         "wer": round(100 * word_error_rate(texts, each.texts), 2),
         "extra_wer": round(
             100 * (word_error_rate(texts, each.texts) - word_error_rate(texts, reference.texts)), 2
         ),
         "extra_wer_low": low,
         "extra_wer_high": high,
+        "parts": {
+            name: round(count / each.flops.total, 3) for name, count in asdict(each.flops).items()
+        },
     }
 
 
