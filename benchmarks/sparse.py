@@ -21,10 +21,12 @@ import os
 import random
 import shutil
 import statistics
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, astuple, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ from model_core.audio import read_audio
 from model_core.base import SpeechBase, load_base
 from model_core.compute import TranscriptionFlops, active_share, transcription_flops
 from model_core.decode import greedy
+from model_core.distil_run import BASE_FOLDER
 from model_core.evaluate import normalise, word_error_rate
 from model_core.features import MAX_WINDOW_S, encode_mel, log_mel
 from model_core.layer_fit import fit_encoder
@@ -49,7 +52,7 @@ MARGIN_S = 2.0
 MOST_EXTRA_WER = 0.5
 TARGET = 0.6
 EXPERTS, SHARED_FRACTION = 8, 0.25
-TOP_KS = (7, 6, 5, 4, 3, 2)
+TOP_KS = (6, 4, 3)
 RESAMPLES = 2000
 _BATCH = 16
 
@@ -139,7 +142,9 @@ def split_base(whisper: Whisper, top_k: int, mels: Sequence[Tensor] | None) -> S
     return SpeechBase(student, whisper.tokenizer, whisper.rules, mixture, "")
 
 
-def curve(runs: Sequence[Path], limit: int | None) -> list[dict[str, Any]]:
+def curve(
+    runs: Sequence[Path], limit: int | None, progress: Callable[[str], object]
+) -> list[dict[str, Any]]:
     """A row for each model and window, against the dense model in the default window."""
     whisper = load_whisper(resolve_checkpoint(None))
     clips = load_clips(True, limit)
@@ -148,28 +153,23 @@ def curve(runs: Sequence[Path], limit: int | None) -> list[dict[str, Any]]:
         for clip in load_clips(False, limit)
     ]
     dense = dense_base(whisper)
-    wanted: list[tuple[str, str, Callable[[], SpeechBase]]] = [
-        ("dense", window, lambda: dense) for window in WINDOWS
+    makers: list[tuple[str, Sequence[str], Callable[[], SpeechBase]]] = [
+        ("dense", list(WINDOWS), lambda: dense)
     ]
     for top_k in TOP_KS:
-        for name, window, given in (
-            ("split", "default", None),
-            ("fitted", "default", mels),
-            ("fitted", SHORT, mels),
-        ):
-            wanted.append(
-                (name, window, lambda k=top_k, g=given: split_base(whisper, k, g))  # type: ignore[misc]
-            )
-    for run in runs:
-        for window in ("default", SHORT):
-            wanted.append(("distilled", window, lambda run=run: load_base(run / "base")))  # type: ignore[misc]
-    rows = []
-    scores: list[Score] = []
-    for name, window, make in wanted:
+        makers.append(("split", ["default"], partial(split_base, whisper, top_k, None)))
+        makers.append(("fitted", ["default", SHORT], partial(split_base, whisper, top_k, mels)))
+    makers += [
+        ("distilled", ["default", SHORT], partial(load_base, run / BASE_FOLDER)) for run in runs
+    ]
+    rows, scores = [], []
+    for name, windows, make in makers:
         base = make()
-        scores.append(score(base, clips, WINDOWS[window]))
         share = active_share(base.model.model.encoder.layers[0])
-        rows.append({"model": name, "window": window, "active_share": round(share, 3)})
+        for window in windows:
+            scores.append(score(base, clips, WINDOWS[window]))
+            rows.append({"model": name, "window": window, "active_share": round(share, 3)})
+            progress(f"{name}, {window}, {share:.0%} of the units")
     reference = scores[1]
     return [row | _compared(clips, each, reference) for row, each in zip(rows, scores, strict=True)]
 
@@ -328,7 +328,7 @@ def main() -> None:
     if arguments.training_clips:
         copy_training_clips(arguments.training_clips)
         return
-    rows = curve(arguments.run, arguments.limit)
+    rows = curve(arguments.run, arguments.limit, partial(print, file=sys.stderr))
     times = encoder_times(arguments.repeats)
     result = {"rows": rows, "times": times, "headline": headline(rows)}
     if arguments.plot:
