@@ -49,9 +49,9 @@ class MixtureConfig:
         top_k: experts per token.
         seed: of the routers' random directions, and of the clusters of `split`.
         variant: what becomes of the units that are not shared.
-        decoder_top_k: experts per token in the decoder, where it is not `top_k`. The decoder's
-            blocks are a hundredth of the work on short windows; a `split` with all of them runs
-            the decoder as released.
+        decoder_top_k: experts per token in the decoder; 0 for as many as in the encoder. A `split`
+            with all of them there runs the decoder as released, which costs little: its blocks
+            are a hundredth of the work on short clips.
     """
 
     experts: int = 4
@@ -59,12 +59,12 @@ class MixtureConfig:
     top_k: int = 1
     seed: int = 0
     variant: Variant = "upcycled-shared"
-    decoder_top_k: int | None = None
+    decoder_top_k: int = 0
 
     def __post_init__(self) -> None:
         """Check ranges. Raises WeightsError."""
         known = self.variant in get_args(Variant)
-        top_ks = (self.top_k, self.top_k if self.decoder_top_k is None else self.decoder_top_k)
+        top_ks = (self.top_k, self.decoder_top_k or self.top_k)
         in_range = self.experts >= 1 and all(1 <= top_k <= self.experts for top_k in top_ks)
         if self.variant == "copied":
             shares = self.shared_fraction == 0
@@ -77,6 +77,10 @@ class MixtureConfig:
                 remedy="use at least one expert, 1 ≤ top_k ≤ experts and 0 < shared_fraction < 1 "
                 f"(0 for copied); the variants are {', '.join(get_args(Variant))}",
             )
+
+    def in_decoder(self) -> MixtureConfig:
+        """The mixture of the decoder's own blocks."""
+        return dataclasses.replace(self, top_k=self.decoder_top_k or self.top_k, decoder_top_k=0)
 
     def sizes(self, hidden: int) -> tuple[int, int]:
         """Units of the shared part and of one expert, for a dense block of `hidden` units.
@@ -176,10 +180,9 @@ def base_sha256(model: nn.Module) -> str:
 def _configured_layers(
     model: WhisperForConditionalGeneration, config: MixtureConfig
 ) -> list[tuple[nn.Module, MixtureConfig]]:
-    """Every layer with its own mixture: they differ between encoder and decoder in top-k alone."""
-    top_k = config.top_k if config.decoder_top_k is None else config.decoder_top_k
-    in_decoder = dataclasses.replace(config, top_k=top_k, decoder_top_k=None)
+    """Every layer with its own mixture."""
     encoder, decoder = model.model.encoder.layers, model.model.decoder.layers
+    in_decoder = config.in_decoder()
     return [(layer, config) for layer in encoder] + [(layer, in_decoder) for layer in decoder]
 
 

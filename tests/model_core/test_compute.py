@@ -7,6 +7,7 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from model_core.compute import active_share, flop_counter, transcription_flops
 from model_core.features import encode_mel
 from model_core.nano import nano_base, nano_whisper
+from model_core.sizes import costs, size_named
 from model_core.upcycle import MixtureConfig, feed_forward_layers
 
 MIXTURES = {
@@ -50,6 +51,15 @@ def test_count_is_what_runs(name, states, prefix, tokens):
     encoder = flops.convolutions + flops.encoder_attention + flops.encoder_feed_forward
     assert encoder == encoding.get_total_flops()
     assert flops.total - encoder == decoding.get_total_flops()
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_shapes_and_modules_count_alike(name):
+    """`sizes.costs` counts from a size, `transcription_flops` from a model."""
+    counted = costs(size_named("nano"), MIXTURES[name], window_s=1.2, tokens=4)
+    flops = transcription_flops(model_of(name), 60, 1, 4)  # the prefix's one position, three steps
+    encoder = flops.convolutions + flops.encoder_attention + flops.encoder_feed_forward
+    assert (counted.encoder_flops, counted.decoder_flops) == (encoder, flops.total - encoder)
 
 
 def test_active_share_is_of_the_units_that_run():
