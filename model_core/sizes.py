@@ -143,12 +143,13 @@ def costs(
         tokens = _PREFIX_TOKENS + round(window_s * TOKENS_PER_S)
     states = int(window_s * STATES_PER_S)
     block = _block(size, mixture)
-    parameters = _parameters(size, block.parameters)
+    in_decoder = _block(size, None if mixture is None else mixture.in_decoder())
+    parameters = _parameters(size, block.parameters, in_decoder.parameters)
     encoder_flops = _encoder_flops(size, block, states)
-    decoder_flops = _decoder_flops(size, block, states, tokens)
+    decoder_flops = _decoder_flops(size, in_decoder, states, tokens)
     return Costs(
         parameters=parameters,
-        active_parameters=_parameters(size, block.active_parameters),
+        active_parameters=_parameters(size, block.active_parameters, in_decoder.active_parameters),
         encoder_flops=encoder_flops,
         decoder_flops=decoder_flops,
         flops_per_s=(encoder_flops + decoder_flops) / window_s,
@@ -182,12 +183,12 @@ def _block(size: Size, mixture: MixtureConfig | None) -> _Block:
     )
 
 
-def _parameters(size: Size, block: int) -> int:
+def _parameters(size: Size, block: int, in_decoder: int) -> int:
     width = size.width
     norm, attention = 2 * width, 4 * width * width + 3 * width  # keys have no bias
     convolutions = _KERNEL * width * (size.mel_bins + width) + 2 * width
     encoder = size.layers[0] * (attention + 2 * norm + block) + norm
-    decoder = size.layers[1] * (2 * attention + 3 * norm + block) + norm
+    decoder = size.layers[1] * (2 * attention + 3 * norm + in_decoder) + norm
     embeddings = width * (_STATES + _TEXT_POSITIONS + size.vocabulary)
     return convolutions + encoder + decoder + embeddings
 

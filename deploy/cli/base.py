@@ -8,9 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
+from deploy.cli import distil
 from deploy.cli.output import Json, emit, table
 
 app = typer.Typer(help="The frozen base model.", no_args_is_help=True)
+app.command("distil", epilog=distil.EXAMPLE)(distil.distil)
 
 
 @app.command(epilog="Example: auricle base prepare openai/whisper-tiny.en --folder base")

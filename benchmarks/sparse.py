@@ -1,0 +1,345 @@
+"""What sparsity saves and what it costs: FLOPs per second of speech against word error rate.
+
+    python -m benchmarks.sparse [--json] [--run FOLDER ...] [--plot PNG] [--limit N]
+
+Needs ../shared/speech/en (or AURICLE_SHARED): a fixed third of the clips, by the hash of their
+names, is the test; the others are what `fitted` rows were fitted on. `--run` adds what `auricle
+base distil` left in a folder, which must have been trained without the test clips
+(`python -m benchmarks.sparse --training-clips FOLDER` copies them). FLOPs are exact
+(`model_core.compute`), of each clip's own window and of the tokens that were written; per second of
+speech means per second of the clips, not of padding. The second table is CPU time of the encoder in
+one window, in turns in one process, against a dense model of as many parameters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import hashlib
+import json
+import os
+import random
+import shutil
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, astuple, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+from model_core.audio import read_audio
+from model_core.base import SpeechBase, load_base
+from model_core.compute import TranscriptionFlops, active_share, transcription_flops
+from model_core.decode import greedy
+from model_core.distil_run import BASE_FOLDER
+from model_core.evaluate import normalise, word_error_rate
+from model_core.features import MAX_WINDOW_S, encode_mel, log_mel
+from model_core.layer_fit import fit_encoder
+from model_core.lessons import student_window_s
+from model_core.transcribe import clip_window_s
+from model_core.upcycle import MixtureConfig, upcycle
+from model_core.weights import Whisper, load_whisper, resolve_checkpoint
+
+SHARED = Path(os.environ.get("AURICLE_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+MARGIN_S = 2.0
+MOST_EXTRA_WER = 0.5
+TARGET = 0.6
+EXPERTS, SHARED_FRACTION = 8, 0.25
+TOP_KS = (6, 4, 3)
+RESAMPLES = 2000
+_BATCH = 16
+
+WINDOWS: dict[str, Callable[[int], float]] = {
+    "30 s": lambda _: MAX_WINDOW_S,
+    "default": clip_window_s,
+    f"clip + {MARGIN_S:g} s": lambda samples: student_window_s(samples, MARGIN_S),
+}
+SHORT = list(WINDOWS)[-1]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A recording with its text."""
+
+    samples: Tensor
+    text: str
+    duration_s: float
+
+
+@dataclass(frozen=True)
+class Score:
+    """One model in one kind of window, over all test clips."""
+
+    texts: tuple[str, ...]
+    flops: TranscriptionFlops
+
+
+def clips_of(test: bool, limit: int | None = None) -> list[tuple[Path, dict[str, Any]]]:
+    """The clips of the fixed third that tests, or of the rest."""
+    lines = (SHARED / "speech" / "en.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    chosen = [row for row in rows if _is_test(row["audio"]) == test]
+    return [(SHARED / "speech" / row["audio"], row) for row in chosen[:limit]]
+
+
+def _is_test(name: str) -> bool:
+    return int(hashlib.sha256(name.encode()).hexdigest(), 16) % 3 == 0
+
+
+def load_clips(test: bool, limit: int | None) -> list[Clip]:
+    """Samples and texts."""
+    return [
+        Clip(read_audio(path), row["text"], row["duration_s"])
+        for path, row in clips_of(test, limit)
+    ]
+
+
+@torch.inference_mode()
+def score(base: SpeechBase, clips: Sequence[Clip], window: Callable[[int], float]) -> Score:
+    """Transcribe in batches of like windows, counting each clip's own FLOPs."""
+    prefix = tuple(base.tokenizer.prefix("en"))
+    by_window: dict[float, list[int]] = defaultdict(list)
+    for number, clip in enumerate(clips):
+        by_window[window(len(clip.samples))].append(number)
+    texts = [""] * len(clips)
+    counts = []
+    for duration_s, members in by_window.items():
+        for start in range(0, len(members), _BATCH):
+            numbers = members[start : start + _BATCH]
+            mel_BMT = log_mel([clips[number].samples for number in numbers], duration_s)
+            states_BSD = encode_mel(base.model.model.encoder, mel_BMT)
+            for number, decoded in zip(
+                numbers, greedy(base.model, base, states_BSD, prefix), strict=True
+            ):
+                texts[number] = "" if decoded.is_silence else base.tokenizer.decode(decoded.ids)
+                counts.append(
+                    transcription_flops(
+                        base.model, states_BSD.shape[1], len(prefix), len(decoded.ids) + 1
+                    )
+                )
+    parts = zip(*(astuple(count) for count in counts), strict=True)
+    return Score(tuple(texts), TranscriptionFlops(*(sum(part) for part in parts)))
+
+
+def dense_base(whisper: Whisper) -> SpeechBase:
+    """The dense model in a base's clothes, to transcribe with."""
+    return SpeechBase(whisper.model, whisper.tokenizer, whisper.rules, MixtureConfig(), "")
+
+
+def split_base(whisper: Whisper, top_k: int, mels: Sequence[Tensor] | None) -> SpeechBase:
+    """The encoder split, top-k of eight; fitted to the dense model on `mels` if there are any."""
+    mixture = MixtureConfig(EXPERTS, SHARED_FRACTION, top_k, variant="split", decoder_top_k=EXPERTS)
+    student = upcycle(copy.deepcopy(whisper.model), mixture)
+    if mels is not None:
+        fit_encoder(student, whisper.model, mels)
+    return SpeechBase(student, whisper.tokenizer, whisper.rules, mixture, "")
+
+
+def curve(
+    runs: Sequence[Path], limit: int | None, progress: Callable[[str], object]
+) -> list[dict[str, Any]]:
+    """A row for each model and window, against the dense model in the default window."""
+    whisper = load_whisper(resolve_checkpoint(None))
+    clips = load_clips(True, limit)
+    mels = [
+        log_mel([clip.samples], WINDOWS[SHORT](len(clip.samples)))[0]
+        for clip in load_clips(False, limit)
+    ]
+    dense = dense_base(whisper)
+    makers: list[tuple[str, Sequence[str], Callable[[], SpeechBase]]] = [
+        ("dense", list(WINDOWS), lambda: dense)
+    ]
+    for top_k in TOP_KS:
+        makers.append(("split", ["default"], partial(split_base, whisper, top_k, None)))
+        makers.append(("fitted", ["default", SHORT], partial(split_base, whisper, top_k, mels)))
+    makers += [
+        ("distilled", ["default", SHORT], partial(load_base, run / BASE_FOLDER)) for run in runs
+    ]
+    rows, scores = [], []
+    for name, windows, make in makers:
+        base = make()
+        share = active_share(base.model.model.encoder.layers[0])
+        for window in windows:
+            scores.append(score(base, clips, WINDOWS[window]))
+            rows.append({"model": name, "window": window, "active_share": round(share, 3)})
+            progress(f"{name}, {window}, {share:.0%} of the units")
+    reference = scores[1]
+    return [row | _compared(clips, each, reference) for row, each in zip(rows, scores, strict=True)]
+
+
+def _compared(clips: Sequence[Clip], each: Score, reference: Score) -> dict[str, Any]:
+    spoken_s = sum(clip.duration_s for clip in clips)
+    texts = [clip.text for clip in clips]
+    low, high = _interval(texts, each.texts, reference.texts)
+    return {
+        "gflops_per_s": round(each.flops.total / spoken_s / 1e9, 3),
+        "flops_ratio": round(each.flops.total / reference.flops.total, 3),
+        "wer": round(100 * word_error_rate(texts, each.texts), 2),
+        "extra_wer": round(
+            100 * (word_error_rate(texts, each.texts) - word_error_rate(texts, reference.texts)), 2
+        ),
+        "extra_wer_low": low,
+        "extra_wer_high": high,
+        "parts": {
+            name: round(count / each.flops.total, 3) for name, count in asdict(each.flops).items()
+        },
+    }
+
+
+def _interval(
+    texts: Sequence[str], heard: Sequence[str], reference: Sequence[str]
+) -> tuple[float, float]:
+    """95 % interval of the WER difference, clips drawn with replacement, in points."""
+    words = [len(normalise(text).split()) for text in texts]
+    extra = [
+        (word_error_rate([t], [h]) - word_error_rate([t], [r])) * n if n else 0.0
+        for t, h, r, n in zip(texts, heard, reference, words, strict=True)
+    ]
+    source = random.Random(0)
+    drawn = []
+    for _ in range(RESAMPLES):
+        chosen = source.choices(range(len(texts)), k=len(texts))
+        drawn.append(100 * sum(extra[i] for i in chosen) / sum(words[i] for i in chosen))
+    drawn.sort()
+    return round(drawn[RESAMPLES // 40], 2), round(drawn[-RESAMPLES // 40 - 1], 2)
+
+
+def encoder_times(repeats: int) -> list[dict[str, Any]]:
+    """CPU time of each mixture's encoder ÷ that of a dense one with as many parameters."""
+    mel_BMT = torch.randn(1, 80, 1000, generator=torch.Generator().manual_seed(0))
+    named = {
+        "upcycled-shared": MixtureConfig(),
+        "copied": MixtureConfig(shared_fraction=0.0, variant="copied"),
+        "split": MixtureConfig(EXPERTS, SHARED_FRACTION, 3, variant="split"),
+    }
+    rows = []
+    for name, mixture in named.items():
+        sparse = upcycle(load_whisper(resolve_checkpoint(None)).model, mixture).model.encoder
+        dense = _dense_of(_parameters(sparse))
+        seconds: dict[str, list[float]] = {"sparse": [], "dense": []}
+        for _ in range(repeats + 1):
+            for kind, encoder in (("sparse", sparse), ("dense", dense)):
+                with torch.inference_mode():
+                    start = time.thread_time()
+                    encode_mel(encoder, mel_BMT)
+                    seconds[kind].append(time.thread_time() - start)
+        pairs = list(zip(seconds["sparse"], seconds["dense"], strict=True))[1:]
+        rows.append(
+            {
+                "model": name,
+                "parameters": _parameters(sparse),
+                "dense_parameters": _parameters(dense),
+                "encoder_ms": round(1e3 * statistics.median(a for a, _ in pairs), 1),
+                "time_ratio": round(statistics.median(a / b for a, b in pairs), 3),
+            }
+        )
+    return rows
+
+
+def _dense_of(parameters: int) -> nn.Module:
+    """A random tiny.en encoder whose blocks are so wide that its layers have as many parameters."""
+    fields = load_whisper(resolve_checkpoint(None)).model.config.to_dict()
+
+    def encoder(units: int) -> nn.Module:
+        config = WhisperConfig(**{**fields, "encoder_ffn_dim": units, "decoder_layers": 1})
+        return WhisperForConditionalGeneration(config).model.encoder.eval()  # type: ignore[no-any-return]
+
+    with torch.device("meta"):
+        one, two = (_parameters(encoder(units)) for units in (8, 16))
+    units = 8 + round((parameters - one) / (two - one)) * 8
+    return encoder(units)
+
+
+def _parameters(encoder: nn.Module) -> int:
+    return sum(p.numel() for p in encoder.layers.parameters())  # type: ignore[union-attr]
+
+
+def headline(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The cheapest mixture within the allowed extra word errors, against dense in its windows."""
+    allowed = [
+        row for row in rows if row["model"] != "dense" and row["extra_wer"] <= MOST_EXTRA_WER
+    ]
+    best = min((row["flops_ratio"] for row in allowed), default=None)
+    return {
+        "metric": f"FLOPs per second of speech ÷ dense in the default windows, cheapest mixture "
+        f"at ≤ +{MOST_EXTRA_WER} WER",
+        "value": best,
+        "target": TARGET,
+        "met": best is not None and best <= TARGET,
+    }
+
+
+def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Word error rate against FLOPs, one line a kind of model, one mark a window."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    lines: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        lines[row["model"], row["window"] if row["model"] != "dense" else ""].append(row)
+    for (model, window), members in lines.items():
+        x = [row["gflops_per_s"] for row in members]
+        y = [row["wer"] for row in members]
+        axes.plot(x, y, marker="o", label=f"{model}, {window}" if window else model)
+        for row in members:
+            told = row["window"] if model == "dense" else f"{row['active_share']:.0%}"
+            at = (row["gflops_per_s"], row["wer"])
+            axes.annotate(told, at, xytext=(4, 4), textcoords="offset points", fontsize=8)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("GFLOPs per second of speech")
+    axes.set_ylabel("word error rate, %")
+    axes.set_title("tiny.en on held-out clips; per cent beside a mark: units active in the encoder")
+    axes.title.set_fontsize(9)
+    axes.legend(fontsize=8)
+    axes.grid(visible=True, which="both", alpha=0.3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def copy_training_clips(folder: Path) -> None:
+    """Copy the clips that do not test into a folder, for `auricle base distil`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, _ in clips_of(test=False):
+        shutil.copyfile(path, folder / path.name)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--run", type=Path, action="append", default=[], help="distilled folder")
+    parser.add_argument("--plot", type=Path, help="write the curve as PNG (extra: plots)")
+    parser.add_argument("--limit", type=int, help="use only the first clips")
+    parser.add_argument("--repeats", type=int, default=9, help="timed turns")
+    parser.add_argument("--training-clips", type=Path, metavar="FOLDER", help="copy and stop")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.training_clips:
+        copy_training_clips(arguments.training_clips)
+        return
+    rows = curve(arguments.run, arguments.limit, partial(print, file=sys.stderr))
+    times = encoder_times(arguments.repeats)
+    result = {"rows": rows, "times": times, "headline": headline(rows)}
+    if arguments.plot:
+        plot(rows, arguments.plot)
+    if arguments.json:
+        print(json.dumps(result))
+        return
+    for row in [*rows, *times]:
+        print("  ".join(f"{key}={value}" for key, value in row.items()))
+    print(json.dumps(result["headline"]))
+
+
+if __name__ == "__main__":
+    main()
