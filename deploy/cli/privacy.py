@@ -49,9 +49,9 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Noise, cohort and ε of a job, whether it can learn, and the alternatives."""
-    from deploy.privacy_plots import save_plot, terminal_plot
+    from deploy.privacy_plots import save_plot
     from privacy.accountant import ADD_OR_REMOVE_ONE, REPLACE_ONE
-    from privacy.planner import IN_WORDS, PlanQuestion, plan_privacy
+    from privacy.planner import PlanQuestion, plan_privacy
 
     question = PlanQuestion(
         subjects=subjects,
@@ -67,15 +67,20 @@ def plan(
     answer = plan_privacy(question)
     if plot is not None:
         save_plot(answer, plot)
+    _show(answer, clipping_norm, plot, as_json=as_json)
+
+
+def _show(
+    answer: PlanAnswer, clipping_norm: float | None, plot: Path | None, *, as_json: bool
+) -> None:
+    from deploy.privacy_plots import terminal_plot
+    from privacy.planner import IN_WORDS
+
     words = IN_WORDS[answer.chosen.verdict]
     noise = clipping_norm and clipping_norm * answer.chosen.noise_multiplier
+    fields = {"noise_standard_deviation": noise, "in_words": words, "plot": plot}
     emit(
-        {
-            **dataclasses.asdict(answer),
-            "noise_standard_deviation": noise,
-            "in_words": words,
-            "plot": plot,
-        },
+        {**dataclasses.asdict(answer), **fields},
         table("The plan", _COLUMNS, [_row(answer.chosen)]),
         *_sentences(answer, noise),
         words,
