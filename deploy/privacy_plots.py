@@ -1,11 +1,9 @@
-"""Pictures of a privacy plan: in the terminal by plotext, as PNG by matplotlib (extra `plots`)."""
+"""Pictures of a privacy plan: by plotext in the terminal, by matplotlib as PNG (extra `plots`)."""
 
 from __future__ import annotations
 
 import itertools
 from pathlib import Path
-
-import plotext
 
 from deploy.errors import CommandError
 from privacy.planner import LEARNS_A_PART_AT, LEARNS_AT, Option, PlanAnswer
@@ -16,7 +14,14 @@ _DOTS_PER_INCH = 120
 
 
 def terminal_plot(answer: PlanAnswer) -> str:
-    """ε over rounds, and what the alternatives could learn, as lines of text."""
+    """ε over rounds, and what the alternatives could learn, as lines of text.
+
+    Where plotext is not installed, a line that says how to get the pictures.
+    """
+    try:
+        import plotext
+    except ImportError:
+        return "No pictures here: pip install 'auricle[plots]' draws them."
     points = [point.round for point in answer.curve]
     plotext.clear_figure()
     plotext.plot_size(_COLUMNS, _ROWS)

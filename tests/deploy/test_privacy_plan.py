@@ -38,6 +38,7 @@ def test_json_has_the_answer_and_the_noise(capsys: pytest.CaptureFixture[str]) -
 def test_a_person_reads_whether_it_can_learn_and_sees_the_curve(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    pytest.importorskip("plotext", reason="pip install 'auricle[plots]'")
     assert cli.run([*COMMAND, "--adapter-size", "540000"]) == 0
     shown = capsys.readouterr().out
     assert "Do not start this job" in shown
@@ -46,7 +47,13 @@ def test_a_person_reads_whether_it_can_learn_and_sees_the_curve(
     assert "\x1b" not in shown
 
 
+def test_without_plotext_the_plan_is_told_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "plotext", None)
+    assert "auricle[plots]" in privacy_plots.terminal_plot(answered())
+
+
 def test_the_terminal_shows_both_epsilons_and_every_number_of_rounds() -> None:
+    pytest.importorskip("plotext", reason="pip install 'auricle[plots]'")
     shown = privacy_plots.terminal_plot(answered())
     for label in ("ε_loc", "ε_sec", "2 rounds", "5 rounds", "10 rounds"):
         assert label in shown
