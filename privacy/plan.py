@@ -178,6 +178,8 @@ class RoundPlan:
             adapter["tensors"] = tuple(
                 TensorSpec(t["name"], tuple(int(n) for n in t["shape"])) for t in adapter["tensors"]
             )
+            # JSON writes a whole float as an integer, and RFC 8785 takes none above 2**53.
+            adapter["scaling"] = float(adapter["scaling"])
             for key in ("target_modules", "target_parameters"):
                 adapter[key] = tuple(adapter[key])
             fields["adapter"] = AdapterSpec(**adapter)

@@ -15,12 +15,16 @@ from deploy.errors import CommandError
 from privacy.errors import LedgerError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from privacy.ledger import Ledger
     from privacy.ledger_verify import Report
     from privacy.private_log import PrivateLog
     from privacy.signing import PublicIdentity
 
 app = typer.Typer(help="The signed, append-only ledger of a site or coordinator.")
+
+_NO_ROUND = "No round was trained."
 
 Export = Annotated[Path, typer.Argument(metavar="FILE", help="An export of a ledger.")]
 
@@ -109,40 +113,19 @@ def verify(
     Without --key the file's own key is used: that shows the ledger is whole, not whose it is.
     """
     report, private_report = _reports(file, private, home, key)
-    rows = [
-        (
-            line.site,
-            line.purpose,
-            str(line.reserved),
-            f"{epsilon_text(line.epsilon_loc)}",
-            f"{epsilon_text(line.epsilon_sec)} ({line.honest_sites} honest)",
-            f"{line.delta:g}",
-        )
-        for line in report.epsilons
-    ]
-    columns = ("Site", "Purpose", "Rounds", "ε trusting nobody", "ε with secure aggregation", "δ")
     valid = report.valid and (private_report is None or private_report.valid)
     if not valid and not as_json:
-        what, wrong = ("ledger", report)
-        if report.valid and private_report is not None:
-            what, wrong = "private log", private_report
-        raise LedgerError(
-            f"the {what} does not verify after {wrong.entries} entries: {wrong.reason}",
-            remedy="keep this file, and compare the tree heads that the other parties hold",
-        )
-    fields = dataclasses.asdict(report)
+        raise _invalid(report, private_report)
+    fields, lines = dataclasses.asdict(report), []
     if private_report is not None:
         fields["private"] = dataclasses.asdict(private_report)
+        lines = [f"{private_report.log_id}: {private_report.entries} entries, fixed by the ledger"]
     emit(
         fields,
         f"{report.log_id}: {report.entries} entries verified, root {report.root}",
-        table("ε computed again from what ran", columns, rows) if rows else "No round was trained.",
+        _epsilon_table(report),
         _signer(report.key_id, trusted=report.key_trusted),
-        *(
-            [f"{private_report.log_id}: {private_report.entries} entries, fixed by the ledger"]
-            if private_report
-            else []
-        ),
+        *lines,
         as_json=as_json,
     )
     if not valid:
@@ -210,24 +193,40 @@ def check_proof(
         if entry
         else f"The log extends that of {report.old_size} entries, root {report.old_root}."
     )
-    fields = {
-        "log_id": report.log_id,
-        "key_id": report.key_id,
-        "key_trusted": report.key_trusted,
-        "entries": report.size,
-        "root": report.root,
-        "old_size": report.old_size,
-        "old_root": report.old_root,
-        "entry": entry
-        and {"index": entry.index, "at": entry.at, "kind": entry.kind, "fields": entry.fields},
-    }
+    shown = entry and {name: getattr(entry, name) for name in ("index", "at", "kind", "fields")}
     emit(
-        fields,
+        {**vars(report), "entry": shown},
         what,
         f"{report.log_id}: {report.size} entries, root {report.root}",
         _signer(report.key_id, trusted=report.key_trusted),
         as_json=as_json,
     )
+
+
+def _invalid(report: Report, private_report: Report | None) -> LedgerError:
+    what, wrong = "ledger", report
+    if report.valid and private_report is not None:
+        what, wrong = "private log", private_report
+    return LedgerError(
+        f"the {what} does not verify after {wrong.entries} entries: {wrong.reason}",
+        remedy="keep this file, and compare the tree heads that the other parties hold",
+    )
+
+
+def _epsilon_table(report: Report) -> Table | str:
+    rows = [
+        (
+            line.site,
+            line.purpose,
+            str(line.reserved),
+            f"{epsilon_text(line.epsilon_loc)}",
+            f"{epsilon_text(line.epsilon_sec)} ({line.honest_sites} honest)",
+            f"{line.delta:g}",
+        )
+        for line in report.epsilons
+    ]
+    columns = ("Site", "Purpose", "Rounds", "ε trusting nobody", "ε with secure aggregation", "δ")
+    return table("ε computed again from what ran", columns, rows) if rows else _NO_ROUND
 
 
 def _open_log(home: Path | None, *, private: bool) -> Ledger | PrivateLog:

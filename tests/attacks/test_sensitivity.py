@@ -113,7 +113,8 @@ def test_no_basis_or_scaling_does_so_either(
         plan.adapter, scaling=scaling, basis_sha256=hashlib.sha256(basis).hexdigest()
     )
     plan = dataclasses.replace(plan, adapter=spec)
-    if site.agent().handle(coordinator.prepare(plan, basis)).kind == "refused":
+    agent = site.agent()
+    if agent.handle(coordinator.prepare(plan, basis)).kind == "refused":
         return
     vector = np.random.default_rng(7).standard_normal(spec.size).astype("<f4").tobytes()
 
@@ -121,3 +122,8 @@ def test_no_basis_or_scaling_does_so_either(
     with pytest.raises(RefusalError) as refused:
         trainer.train(plan, basis, 1, vector)
     assert refused.value.code == "weights-out-of-range"
+    # Found before the round is reserved, so that such an order costs nothing.
+    reply = agent.handle(coordinator.order(plan, 1, vector))
+    assert site.answer(reply).code == "weights-out-of-range"
+    state = site.books()[1].spent(plan.purpose)
+    assert state.reserved + state.committed == 0

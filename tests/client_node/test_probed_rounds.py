@@ -57,7 +57,7 @@ def round_of(site: Site, coordinator: Coordinator, nano: SpeechBase, source: obj
     plan, basis = make_plan(nano)
     agent = site.agent(source=source)
     assert agent.handle(coordinator.prepare(plan, basis)).kind == "accepted"
-    return agent.handle(coordinator.order(plan, coordinator.tree_size + 1))
+    return agent.handle(coordinator.order(plan, coordinator.tree.size + 1))
 
 
 def test_every_round_has_its_receipt_on_the_ledger(
