@@ -1,4 +1,4 @@
-"""A site whose probes fail sends only a code; an auditor notices probes that are missing."""
+"""A site whose probes fail sends a code alone; an auditor misses probes that are missing."""
 
 from __future__ import annotations
 

@@ -19,8 +19,10 @@ VERIFY_TESTS = "tests/privacy/test_ledger_verify.py"
 CRASH_TESTS = "tests/client_node/test_crash.py"
 
 
-def _accounting(name: str, source: str, edit: Edit, killer: str = ACCOUNTANT_TESTS) -> Mutant:
-    return Mutant(name, "accounting", source, (edit,), killer)
+def _accounting(
+    name: str, source: str, edit: Edit, killer: str = ACCOUNTANT_TESTS, why: str = ""
+) -> Mutant:
+    return Mutant(name, "accounting", source, (edit,), killer, why)
 
 
 ACCOUNTING = (
@@ -78,6 +80,7 @@ ACCOUNTING = (
         "the coordinator's average; post-processing, so quality and not privacy",
         Edit(RoundPlan.divisor.fget, "len(self.sites) *", "max(1, len(self.sites) - 1) *"),
         "",
+        "the average changes and no guarantee does: it is taken after the noise",
     ),
 )
 

@@ -91,10 +91,12 @@ CLIPPING = (
         "Bu et al. 2023, arXiv:2206.07136",
         (_ALPHA, "alpha=clipping_norm / norm if norm else 1.0"),
     ),
-    _clip(
+    Mutant(
         "norm-in-half-precision",
-        f"{MIRONOV}; Casacuberta et al. 2022: overflow",
-        (_NORM, "norm = float(double_D.half().norm())"),
+        "clipping",
+        f"{MIRONOV}; {CASACUBERTA}: overflow",
+        (Edit(clip_and_sum, _NORM, "norm = float(double_D.half().norm())"),),
+        "tests/privacy/test_mechanism.py",
     ),
     _clip(
         "undefined-gradient-summed",
@@ -129,8 +131,8 @@ CLIPPING = (
             ),
             Edit(
                 SpeechTrainer._clipped_sum,
-                "subjects,\n            plan",
-                "len(rows),\n            plan",
+                "subjects,\n        plan",
+                "len(rows),\n        plan",
             ),
         ),
         SENSITIVITY,
@@ -339,9 +341,9 @@ ROUTING = (
             Edit(SpeechTrainer._clipped_sum, "return attached", "lot = attached"),
             Edit(
                 SpeechTrainer._clipped_sum,
-                "plan.clipping_norm * (1 - ROUNDING_MARGIN),\n        )",
-                "plan.clipping_norm * (1 - ROUNDING_MARGIN),\n        )\n"
-                "        return lot[0] / max(1, subjects), lot[1]",
+                "plan.clipping_norm * (1 - ROUNDING_MARGIN),\n    )",
+                "plan.clipping_norm * (1 - ROUNDING_MARGIN),\n    )\n"
+                "    return lot[0] / max(1, subjects), lot[1]",
             ),
         ),
         SENSITIVITY,
@@ -374,7 +376,9 @@ DTYPE = (
                 "double_D = gradient_D.half().double()",
             ),
         ),
-        SENSITIVITY,
+        "",
+        "a subject's own gradient is rounded before it is bounded in double precision: a function "
+        "of that subject alone, so that the sensitivity stays",
     ),
     Mutant(
         "sum-kept-in-single-precision",
@@ -424,7 +428,7 @@ LOT = (
                 "_Row(subject, len(cohort) * n + number, *pair, share=1 / len(ready)) "
                 "for n, pair in enumerate(ready)",
             ),
-            Edit(SpeechTrainer.train, "rows, len(cohort), self", "rows, 9 * len(cohort), self"),
+            Edit(SpeechTrainer._train, "rows, len(cohort), self", "rows, 9 * len(cohort), self"),
         ),
         SAMPLER,
     ),
