@@ -52,7 +52,7 @@ class InventedFeatures(FeatureStore):
         generator = torch.Generator().manual_seed(0)
         self._states_SD = torch.randn(STATES, base.model.config.d_model, generator=generator).half()
 
-    def states(self, recording: Recording) -> torch.Tensor | None:
+    def states(self, recording: Recording) -> torch.Tensor | None:  # noqa: ARG002
         """States [S, D] float16."""
         return self._states_SD
 

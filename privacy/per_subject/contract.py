@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from privacy.errors import AuricleError
 
-
 Kind = Literal["linear", "convolution", "embedding", "experts"]
 
 

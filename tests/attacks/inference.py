@@ -39,14 +39,7 @@ DELTA, RATE, ROUNDS = 1e-5, 0.25, 20
 CANDIDATES, COMPANIONS = 8, 12
 STATES = 24
 TARGETS = (r"model\.decoder\..*\.(q_proj|fc1)",)
-WORDS = ("take", "give", "one", "two", "no", "more") + (
-    "insulin",
-    "heparin",
-    "warfarin",
-    "daily",
-    "nightly",
-    "never",
-)
+WORDS = "take give one two no more insulin heparin warfarin daily nightly never".split()  # noqa: SIM905
 
 
 @dataclasses.dataclass(frozen=True)
