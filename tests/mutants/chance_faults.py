@@ -302,7 +302,7 @@ SAMPLING_FAULTS = (
         "withdrawn-subjects-still-sampled",
         "sampling",
         "GDPR, article 7(3)",
-        (Edit(SiteStore.trainable_subjects, "SubjectRow.consent.is_(True), ", ""),),
+        (Edit(SiteStore.trainable_subjects, "SubjectRow.consent.is_(True),", ""),),
         "",
         "consent is asked for twice: a withdrawn subject may be drawn, and `training_recordings` "
         "then has nothing of theirs, so that no number changes",
