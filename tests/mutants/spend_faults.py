@@ -85,6 +85,7 @@ ACCOUNTING = (
             "event.adjacency == REPLACE_ONE and not self._replace_one",
             "False",
         ),
+        "tests/privacy/test_composition.py",
     ),
     _accounting(
         "no-noise-costs-nothing",
