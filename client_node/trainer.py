@@ -1,4 +1,4 @@
-"""Private training of one round: sample subjects, clip each gradient, sum, noise, probe, pack.
+"""Private training of one round: sample, clip each subject's gradient, sum, noise, probe, pack.
 
 g = Σ_{u in Poisson(q)} clip_C(∇ mean loss of u's recordings) + N(0, σ²C²I), with every constant
 from the signed plan. The encoder is frozen and its states are cached, which is exact only while no
@@ -133,6 +133,12 @@ class SpeechTrainer:
         may leave.
         """
         attached = self._load(plan, basis, vector)
+        with attached.adapter.training_mode():
+            return self._train(attached, plan, round_, arrivals)
+
+    def _train(
+        self, attached: _Attached, plan: RoundPlan, round_: int, arrivals: range
+    ) -> TrainedUpdate:
         draws = ObservedSource(self._source)
         subjects = self._store.trainable_subjects(arrivals)
         chosen = draws.poisson_sample(len(subjects), plan.sampling_rate)
@@ -178,17 +184,16 @@ class SpeechTrainer:
         rows_per_step: int,
     ) -> tuple[Tensor, Tensor]:
         """Sum [D] of clipped gradients and norms [U]: the step, for the lot and for its probes."""
-        with attached.adapter.training_mode():
-            return attached.engine.clipped_sum(
-                self._steps(attached.adapter, rows, rows_per_step),
-                subjects,
-                plan.clipping_norm * (1 - ROUNDING_MARGIN),
-            )
+        return attached.engine.clipped_sum(
+            self._steps(attached.adapter, rows, rows_per_step),
+            subjects,
+            plan.clipping_norm * (1 - ROUNDING_MARGIN),
+        )
 
     def _step_on_invented(
         self, attached: _Attached, plan: RoundPlan, invented: Sequence[Invented]
     ) -> tuple[Tensor, Tensor]:
-        """The step on subjects that a probe makes up, cut so that one spans microbatches."""
+        """The step on subjects that a probe makes up, in microbatches that one of them spans."""
         rows = [
             _Row(-1, number, *pair, share=subject.loudness / subject.rows)
             for number, subject in enumerate(invented)

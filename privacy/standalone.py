@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from privacy.accountant import noise_multiplier_for
-from privacy.per_subject import PeftLinear, PerSubjectEngine
+from privacy.per_subject import PeftLayer, PerSubjectEngine
 from privacy.plan import AdapterSpec, OptimiserSpec, RoundPlan
 
 SITE = "here"
 
 
 def one_site_plan(
-    layers: Sequence[PeftLinear],
+    layers: Sequence[PeftLayer],
     *,
     purpose: str,
     subjects: int,

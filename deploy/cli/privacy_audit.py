@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 EXAMPLE = "Example: auricle privacy audit --epsilon 8 --rounds 20 --picture audit.png"
 EXIT_REFUTED = 9
 SHOWS = (
-    "It shows: an attacker who chose these canaries and saw every update of this run. A lower "
-    "bound above the claimed ε proves a fault.",
-    "It does not show: that the claim holds. A bound far below the claim is the rule, as no attack "
+    "It shows what an attacker who chose these canaries and saw every update of this run can "
+    "prove. A lower bound above the claimed ε proves a fault.",
+    "It does not show that the claim holds. A bound far below the claim is the rule, as no attack "
     "is the worst there could be; the claim rests on the accountant and on the probes of each "
     "round. The interval holds only if scores are Gaussian.",
 )

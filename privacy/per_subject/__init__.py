@@ -3,7 +3,7 @@
 Differential privacy at the level of a subject needs one gradient per subject, so that each can be
 clipped. For an adapter that gradient is small, and the same matrix products that make the batch
 gradient make it, only summed over fewer tokens. This package replaces the adapters' arithmetic by
-one autograd function that does so, for linear layers and for stacked experts.
+one autograd function that does so, for linear layers, convolutions, embeddings and stacked experts.
 
     layers = layers_of(peft_model)
     refuse_unsupported(peft_model, layers)
@@ -14,13 +14,13 @@ one autograd function that does so, for linear layers and for stacked experts.
 """
 
 from privacy.per_subject.contract import AdapterLayer, GradientError, Routing
-from privacy.per_subject.discovery import PeftLinear, layers_of, refuse_unsupported
+from privacy.per_subject.discovery import PeftLayer, layers_of, refuse_unsupported
 from privacy.per_subject.engine import PerSubjectEngine
 
 __all__ = [
     "AdapterLayer",
     "GradientError",
-    "PeftLinear",
+    "PeftLayer",
     "PerSubjectEngine",
     "Routing",
     "layers_of",

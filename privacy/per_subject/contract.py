@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from privacy.errors import AuricleError
 
+Kind = Literal["linear", "convolution", "embedding", "experts"]
+
 
 class GradientError(AuricleError):
     """The engine was handed rows, losses or a stream that cannot give per-subject gradients."""
@@ -44,11 +46,13 @@ class AdapterLayer(Protocol):
 
     Attributes:
         name: unique name, used in packing order and in refusals.
-        module: for "linear", called with x [B, ..., in]; for "experts", has `deltas`, a mutable
-            mapping from stacked parameter name to a callable (x_S [S, in], routing) -> [S, out]
-            that the module adds to that parameter's output.
-        parameter: for "experts", the stacked parameter that is adapted; None for "linear".
-        down: A, [r, in] or [E, r, in].
+        module: for "linear", called with x [B, ..., in]; for "convolution", a 1- or 2-dimensional
+            one without groups; for "embedding", called with tokens [B, ...]; for "experts", has
+            `deltas`, a mutable mapping from stacked parameter name to a callable
+            (x_S [S, in], routing) -> [S, out] that the module adds to that parameter's output.
+        parameter: for "experts", the stacked parameter that is adapted; None for the others.
+        down: A, [r, in] or [E, r, in]; of a convolution, `in` is channels times kernel; of an
+            embedding, tokens.
         up: B, [out, r] or [E, out, r].
         core: R, [r, r] (shared by all experts of a stack) or [E, r, r]; when present it alone
             trains, and A and B are frozen.
@@ -62,7 +66,7 @@ class AdapterLayer(Protocol):
     def module(self) -> nn.Module: ...
 
     @property
-    def kind(self) -> Literal["linear", "experts"]: ...
+    def kind(self) -> Kind: ...
 
     @property
     def parameter(self) -> str | None: ...

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection
-from typing import Any, Literal
+from typing import Any
 
 from peft import PeftModel
+from peft.tuners.lora.layer import Conv1d, Conv2d
+from peft.tuners.lora.layer import Embedding as LoraEmbedding
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -14,32 +16,33 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from privacy.errors import UnsupportedLayerError
-from privacy.per_subject.contract import AdapterLayer
+from privacy.per_subject.contract import AdapterLayer, Kind
 from privacy.per_subject.packing import trained
 
 
 @dataclasses.dataclass(frozen=True)
-class PeftLinear:
-    """A `peft` LoRA linear layer as the engine sees it; the factors are peft's own parameters."""
+class PeftLayer:
+    """A `peft` LoRA layer as the engine sees it; the factors are views of peft's own parameters."""
 
     name: str
     module: nn.Module
     down: Tensor
     up: Tensor
     scaling: float
-    kind: Literal["linear", "experts"] = "linear"
+    kind: Kind
     parameter: str | None = None
     core: Tensor | None = None
 
 
-def layers_of(peft_model: PeftModel) -> list[PeftLinear]:
-    """The LoRA linear layers of a peft model, in module order.
+def layers_of(peft_model: PeftModel) -> list[PeftLayer]:
+    """The LoRA layers of a peft model, in module order: linear, convolution, embedding.
 
-    Raises UnsupportedLayerError naming the first adapted layer that is not a plain LoRA linear
-    layer with one active adapter and no dropout.
+    Raises UnsupportedLayerError naming the first adapted layer that is another one, that has not
+    exactly one active adapter, that has dropout, a variant or a bias of its own, or whose base
+    layer couples rows.
     """
     layers = [
-        _linear(name, module)
+        _layer(name, module)
         for name, module in peft_model.named_modules()
         if isinstance(module, BaseTunerLayer)
     ]
@@ -50,11 +53,13 @@ def layers_of(peft_model: PeftModel) -> list[PeftLinear]:
     return layers
 
 
-def _linear(name: str, module: Any) -> PeftLinear:
-    if not isinstance(module, LoraLinear) or not isinstance(module.get_base_layer(), nn.Linear):
+def _layer(name: str, module: Any) -> PeftLayer:
+    kind = _kind(module)
+    if kind is None:
         raise UnsupportedLayerError(
             f"{name} is adapted by {type(module).__name__}, which the engine does not know",
-            remedy="adapt nn.Linear layers with LoRA, or pass the layer to the engine yourself",
+            remedy="adapt linear, convolution (1-d, 2-d) or embedding layers with LoRA, or pass "
+            "the layer to the engine yourself",
         )
     if len(module.active_adapters) != 1:
         raise UnsupportedLayerError(
@@ -62,11 +67,44 @@ def _linear(name: str, module: Any) -> PeftLinear:
             remedy="set exactly one with set_adapter()",
         )
     adapter = module.active_adapters[0]
+    _refuse_beyond_plain(name, module, adapter)
+    base = module.get_base_layer()
+    if kind == "embedding":
+        _refuse_embedding(name, base)
+        down, up = module.lora_embedding_A[adapter], module.lora_embedding_B[adapter]
+    else:
+        if kind == "convolution":
+            _refuse_convolution(name, base)
+        down, up = module.lora_A[adapter].weight, module.lora_B[adapter].weight
+    return PeftLayer(
+        name=name,
+        module=module,
+        down=down.flatten(1),
+        up=up.flatten(1),
+        scaling=float(module.scaling[adapter]),
+        kind=kind,
+    )
+
+
+def _kind(module: Any) -> Kind | None:
+    known: list[tuple[Any, Any, Kind]] = [
+        (LoraLinear, nn.Linear, "linear"),
+        (Conv1d, nn.Conv1d, "convolution"),
+        (Conv2d, nn.Conv2d, "convolution"),
+        (LoraEmbedding, nn.Embedding, "embedding"),
+    ]
+    for adapted, base, kind in known:
+        if isinstance(module, adapted) and isinstance(module.get_base_layer(), base):
+            return kind
+    return None
+
+
+def _refuse_beyond_plain(name: str, module: Any, adapter: str) -> None:
     beyond_plain = {
         "a variant such as DoRA": adapter in module.lora_variant,
         "a bias of its own": module.lora_bias.get(adapter, False),
         "dropout": not isinstance(module.lora_dropout[adapter], nn.Identity),
-        "a transposed weight": module.fan_in_fan_out,
+        "a transposed weight": isinstance(module, LoraLinear) and module.fan_in_fan_out,
     }
     found = [what for what, holds in beyond_plain.items() if holds]
     if found:
@@ -74,13 +112,31 @@ def _linear(name: str, module: Any) -> PeftLinear:
             f"the LoRA of {name} has {', '.join(found)}",
             remedy="use LoraConfig(lora_dropout=0) without variants and biases",
         )
-    return PeftLinear(
-        name=name,
-        module=module,
-        down=module.lora_A[adapter].weight,
-        up=module.lora_B[adapter].weight,
-        scaling=float(module.scaling[adapter]),
-    )
+
+
+def _refuse_convolution(name: str, base: Any) -> None:
+    # peft's own adapter knows no dilation either: what was trained could not be served.
+    odd = {
+        "groups": base.groups != 1,
+        "dilation": set(base.dilation) != {1},
+        "padding by name": isinstance(base.padding, str),
+        "padding with other than zeros": base.padding_mode != "zeros",
+    }
+    found = [what for what, holds in odd.items() if holds]
+    if found:
+        raise UnsupportedLayerError(
+            f"the convolution {name} has {', '.join(found)}",
+            remedy="use groups=1, dilation=1 and zero padding in numbers, or adapt another layer",
+        )
+
+
+def _refuse_embedding(name: str, base: nn.Embedding) -> None:
+    if base.scale_grad_by_freq or base.max_norm is not None:
+        raise UnsupportedLayerError(
+            f"the embedding {name} scales gradients by the batch's token counts or renormalises "
+            "its rows, so one subject's tokens act on another's",
+            remedy="use nn.Embedding without scale_grad_by_freq and max_norm",
+        )
 
 
 def refuse_unsupported(model: nn.Module, layers: Collection[AdapterLayer]) -> None:

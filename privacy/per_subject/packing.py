@@ -6,11 +6,12 @@ Shapes: U subjects, D trained numbers.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import get_args
 
 from torch import Tensor
 
 from privacy.errors import UnsupportedLayerError
-from privacy.per_subject.contract import AdapterLayer
+from privacy.per_subject.contract import AdapterLayer, Kind
 from privacy.plan import TensorSpec
 
 
@@ -68,7 +69,7 @@ def _check(layers: Sequence[AdapterLayer]) -> None:
         rank = layer.down.shape[-2]
         lead = layer.down.shape[:-2]
         fits = (
-            layer.kind in ("linear", "experts")
+            layer.kind in get_args(Kind)
             and len(lead) == (layer.kind == "experts")
             and layer.up.shape == (*lead, layer.up.shape[-2], rank)
             and (layer.core is None or layer.core.shape in ((*lead, rank, rank), (rank, rank)))

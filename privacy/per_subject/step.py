@@ -18,6 +18,7 @@ from privacy.errors import UnsupportedLayerError
 from privacy.per_subject.contract import AdapterLayer, GradientError, Routing
 from privacy.per_subject.function import AdapterFunction, Factors
 from privacy.per_subject.grouping import Grouping, Rows, Slots
+from privacy.per_subject.layers import Tokens, is_tokens, patches
 from privacy.per_subject.packing import Packing, trained
 
 Loss = Callable[[], Tensor]
@@ -56,9 +57,9 @@ class Step:
     def _attached(self, layers: Sequence[AdapterLayer]) -> Iterator[None]:
         with contextlib.ExitStack() as undo:
             for layer in layers:
-                if layer.kind == "linear":
+                if layer.kind != "experts":
                     _refuse_active(layer)
-                    hook = layer.module.register_forward_hook(self._linear(layer))
+                    hook = layer.module.register_forward_hook(self._hook(layer))
                     undo.callback(hook.remove)
                 else:
                     deltas, parameter = _deltas_of(layer)
@@ -66,10 +67,15 @@ class Step:
                     undo.callback(deltas.pop, parameter)
             yield
 
-    def _linear(self, layer: AdapterLayer) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+    def _hook(self, layer: AdapterLayer) -> Callable[[nn.Module, Any, Tensor], Tensor]:
         factors = self._factors(layer)
+        adapt = {
+            "linear": self._linear,
+            "convolution": self._convolution,
+            "embedding": self._embedding,
+        }[layer.kind]
 
-        def hook(_module: nn.Module, inputs: tuple[Tensor, ...], base: Tensor) -> Tensor:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], base: Tensor) -> Tensor:
             x = inputs[0]
             if x.shape[0] != self._rows.count:
                 raise UnsupportedLayerError(
@@ -77,10 +83,22 @@ class Step:
                     "tokens seem to be flattened into rows, and clipping would act on tokens",
                     remedy="give the layer [B, T, width] inputs, or adapt it as stacked experts",
                 )
-            x_BTi = x.reshape(self._rows.count, -1, x.shape[-1])
-            return self._apply(x_BTi, base, factors, self._rows)
+            return adapt(module, x, base, factors)
 
         return hook
+
+    def _linear(self, _module: nn.Module, x: Tensor, base: Tensor, factors: Factors) -> Tensor:
+        x_BTi = x.reshape(self._rows.count, -1, x.shape[-1])
+        return self._apply(x_BTi, base, factors, self._rows)
+
+    def _convolution(self, module: nn.Module, x: Tensor, base: Tensor, factors: Factors) -> Tensor:
+        y_BTo = self._apply(patches(_base(module), x), None, factors, self._rows)
+        return base + y_BTo.transpose(1, 2).reshape(base.shape)
+
+    def _embedding(self, module: nn.Module, x: Tensor, base: Tensor, factors: Factors) -> Tensor:
+        padding_token: int | None = getattr(_base(module), "padding_idx", None)
+        tokens = Tokens(self._rows.row_subject_B, padding_token)
+        return self._apply(x.reshape(self._rows.count, -1), base, factors, tokens)
 
     def _experts(self, layer: AdapterLayer) -> Delta:
         factors = self._factors(layer)
@@ -109,7 +127,7 @@ class Step:
         base_own = None if base is None else base.to(dtype)
         with torch.autocast(x.device.type, enabled=False):
             out: Tensor = AdapterFunction.apply(  # type: ignore[no-untyped-call]
-                x.to(dtype), base_own, self._anchor, factors, grouping
+                x if is_tokens(x) else x.to(dtype), base_own, self._anchor, factors, grouping
             )
         return out.to(x.dtype if base is None else base.dtype)
 
@@ -120,6 +138,12 @@ class Step:
         }
         core = None if layer.core is None else layer.core.detach()
         return Factors(layer.down.detach(), layer.up.detach(), core, layer.scaling, **grads)
+
+
+def _base(module: nn.Module) -> nn.Module:
+    """The layer that a peft layer wraps, or the layer itself."""
+    base: nn.Module = getattr(module, "base_layer", module)
+    return base
 
 
 def _refuse_active(layer: AdapterLayer) -> None:

@@ -57,12 +57,7 @@ def probe(done: ProbedRound, marks: NoiseMarks) -> ProbeReceipt:
         return ProbeReceipt(tuple(results))
     scale = plan.noise_multiplier * plan.clipping_norm
     noise = noise_checks(
-        done.update_D,
-        done.sum_D,
-        scale,
-        draws=draws.normals,
-        source=draws.source,
-        marks=marks,
+        done.update_D, done.sum_D, scale, draws=draws.normals, source=draws.source, marks=marks
     )
     sampler = sampler_checks(
         draws.samples,

@@ -5,12 +5,12 @@ data: weights, plan, candidate recordings. Advantage is what a guess is worth be
 [0, 1]: |2·P(right) - 1| for two answers, and (P(right) - 1/n)/(1 - 1/n) for n.
 
 * Inversion (Zhu et al. 2019, arXiv:1906.08935; Geiping et al. 2020, arXiv:2003.14053): from one
-  subject's update, find the spoken words. The attacker holds the encoder states and tries texts; the
-  one whose gradient points most like the update wins.
+  subject's update, find the spoken words. The attacker holds the encoder states and tries texts;
+  the one whose gradient points most like the update wins.
 * Membership (Nasr et al. 2021, arXiv:2101.04535, in the white box): was this subject in the run, by
   the sum over rounds of update · gradient; the release is the sum of all updates.
-* Speaker (Kröger et al. 2022 on what voices give away): which of n candidate speakers was the one in
-  the run, by the same score.
+* Speaker (Kröger et al. 2022 on what voices give away): which of n candidate speakers was
+  in the run, by the same score.
 
 Shapes: D trained numbers, N candidates.
 """
@@ -39,7 +39,7 @@ DELTA, RATE, ROUNDS = 1e-5, 0.25, 20
 CANDIDATES, COMPANIONS = 8, 12
 STATES = 24
 TARGETS = (r"model\.decoder\..*\.(q_proj|fc1)",)
-WORDS = "take give one two no more insulin heparin warfarin daily nightly never".split()
+WORDS = "take give one two no more insulin heparin warfarin daily nightly never".split()  # noqa: SIM905
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +137,7 @@ def membership(victims: Victims, trials: int) -> Outcome:
         for _ in range(trials // 2):
             target_1D = victims.gradients(victims.speech(1), [victims.text()])
             companions_ND = _companions(victims)
-            for inside in scores:
+            for inside in (True, False):
                 members_ND = torch.cat([target_1D, companions_ND]) if inside else companions_ND
                 scores[inside].append(float(target_1D[0] @ victims.run(members_ND, epsilon)))
         middle = float(torch.tensor(scores[True] + scores[False]).median())

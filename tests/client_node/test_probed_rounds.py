@@ -1,4 +1,4 @@
-"""A site whose probes fail sends only a code; an auditor notices probes that are missing."""
+"""A site whose probes fail sends a code alone; an auditor misses probes that are missing."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ PASSED_FIELDS = {
 
 
 class Loud(SystemRandomSource):
-    """Three times the noise that the plan asks for."""
+    """Ten times the noise that the plan asks for."""
 
     name = "loud"
 
     def normal(self, size: int) -> torch.Tensor:
-        return 3 * super().normal(size)
+        return 10 * super().normal(size)
 
 
 class Stuck(SystemRandomSource):
@@ -53,11 +53,13 @@ def peopled(site: Site) -> Site:
     return site
 
 
-def round_of(site: Site, coordinator: Coordinator, nano: SpeechBase, source: object) -> Parcel:
+def round_of(
+    site: Site, coordinator: Coordinator, nano: SpeechBase, source: object, round_: int = 1
+) -> Parcel:
     plan, basis = make_plan(nano)
     agent = site.agent(source=source)
     assert agent.handle(coordinator.prepare(plan, basis)).kind == "accepted"
-    return agent.handle(coordinator.order(plan, coordinator.tree.size + 1))
+    return agent.handle(coordinator.order(plan, round_))
 
 
 def test_every_round_has_its_receipt_on_the_ledger(
@@ -92,7 +94,7 @@ def test_noise_of_an_earlier_process_is_not_sent_again(
     peopled: Site, coordinator: Coordinator, nano: SpeechBase
 ) -> None:
     assert round_of(peopled, coordinator, nano, Stuck()).kind == "update"
-    reply = round_of(peopled, coordinator, nano, Stuck())
+    reply = round_of(peopled, coordinator, nano, Stuck(), round_=2)
     assert peopled.answer(reply).code == "probe-failed"
 
 

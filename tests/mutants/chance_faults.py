@@ -139,13 +139,6 @@ SOURCE_FAULTS = (
         "not the behaviour; review is what guards it",
     ),
     Mutant(
-        "key-of-one-bit",
-        "RNG reuse",
-        f"{GARFINKEL}: hardly any entropy at start",
-        (Edit(SystemRandomSource._key, "os.urandom(32)", "bytes([os.urandom(1)[0] & 1]) * 32"),),
-        NOISE,
-    ),
-    Mutant(
         "single-box-muller-value",
         "RNG reuse",
         f"{HOLOHAN}: one value's grid shows in the low bits of the sum",
@@ -212,13 +205,15 @@ _THRESHOLD = "threshold = int(rate * 2.0**64)"
 _CHOSEN = "chosen = self._words(n) <= np.uint64(threshold - 1)"
 
 
-def _sampler(name: str, source: str, *pairs: tuple[str, str], killer: str = SAMPLER) -> Mutant:
+def _sampler(
+    name: str, source: str, *pairs: tuple[str, str], killer: str = SAMPLER, why: str = ""
+) -> Mutant:
     edits = tuple(Edit(_KeystreamSource.poisson_sample, *pair) for pair in pairs)
-    return Mutant(name, "sampling", source, edits, killer)
+    return Mutant(name, "sampling", source, edits, killer, why)
 
 
 def _lot(name: str, source: str, *pairs: tuple[str, str], killer: str = SAMPLER) -> Mutant:
-    edits = tuple(Edit(SpeechTrainer.train, *pair) for pair in pairs)
+    edits = tuple(Edit(SpeechTrainer._train, *pair) for pair in pairs)
     return Mutant(name, "sampling", source, edits, killer)
 
 
@@ -263,6 +258,7 @@ SAMPLING_FAULTS = (
         "a threshold one too high",
         ("np.uint64(threshold - 1)", "np.uint64(threshold)"),
         killer="",
+        why="a rate higher by 2**-64 is beyond any test, and by as much beyond any effect",
     ),
     _lot(
         "empty-lots-drawn-again",
@@ -306,8 +302,10 @@ SAMPLING_FAULTS = (
         "withdrawn-subjects-still-sampled",
         "sampling",
         "GDPR, article 7(3)",
-        (Edit(SiteStore.trainable_subjects, "SubjectRow.consent.is_(True), ", ""),),
-        "tests/client_node/test_trainer.py",
+        (Edit(SiteStore.trainable_subjects, "SubjectRow.consent.is_(True),", ""),),
+        "",
+        "consent is asked for twice: a withdrawn subject may be drawn, and `training_recordings` "
+        "then has nothing of theirs, so that no number changes",
     ),
     _lot(
         "probes-asked-and-not-heeded",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from client_node.private_round import PrivateRounds
-from privacy import accountant
-from privacy.accountant import MechanismEvent
+from privacy import accountant, loss_distribution
+from privacy.accountant import Composition, MechanismEvent
 from privacy.budget import Budget
 from privacy.ledger_events import TrainedRound
 from privacy.ledger_spend import Spend
@@ -19,65 +19,85 @@ VERIFY_TESTS = "tests/privacy/test_ledger_verify.py"
 CRASH_TESTS = "tests/client_node/test_crash.py"
 
 
-def _accounting(name: str, source: str, edit: Edit, killer: str = ACCOUNTANT_TESTS) -> Mutant:
-    return Mutant(name, "accounting", source, (edit,), killer)
+def _accounting(
+    name: str, source: str, edit: Edit, killer: str = ACCOUNTANT_TESTS, why: str = ""
+) -> Mutant:
+    return Mutant(name, "accounting", source, (edit,), killer, why)
 
 
 ACCOUNTING = (
     _accounting(
         "rate-halved-in-the-accountant",
         "opacus issue 813: another q accounted for than sampled",
-        Edit(accountant._pld, "sampling_prob=sampling_rate", "sampling_prob=sampling_rate / 2"),
+        Edit(
+            Composition._compose,
+            "one = (sampling_rate, noise_multiplier)",
+            "one = (sampling_rate / 2, noise_multiplier)",
+        ),
     ),
     _accounting(
         "rounds-not-composed",
         "ε of one step printed for all",
-        Edit(accountant._pld_epsilon, ".self_compose(event.count)", ".self_compose(1)"),
+        Edit(Composition._compose, "add(single, interval, count)", "add(single, interval, 1)"),
     ),
     _accounting(
-        "optimistic-discretisation",
+        "divergences-taken-too-small",
         "Koskela et al. 2020, arXiv:1906.03049: a lower bound taken for an upper one",
-        Edit(accountant._pld, "pessimistic_estimate=True", "pessimistic_estimate=False"),
+        Edit(
+            loss_distribution._pmf,
+            "np.clip(deltas_L, 0, 1)",
+            "np.clip(0.98 * deltas_L, 0, 1)",
+        ),
     ),
     _accounting(
         "delta-spent-once-a-round",
         "δ for each round, and as if for all",
         Edit(
-            accountant._pld_epsilon,
-            "get_epsilon_for_delta(delta)",
-            "get_epsilon_for_delta(delta * 10)",
+            Composition.epsilon,
+            "self._composed.epsilon(delta),",
+            "self._composed.epsilon(delta * 10),",
         ),
     ),
     _accounting(
         "second-opinion-not-asked",
         f"{WANG}: two accountants that disagree",
-        Edit(accountant._checked_epsilon, "if not _within(pld, rdp, 1.0):", "if False:"),
+        Edit(Composition.epsilon, "raise _disagreement(pld, rdp)", "pass"),
     ),
     _accounting(
         "honest-sites-counted-without-root",
         "noise of h sites adds in variance",
-        Edit(accountant.epsilon_sec, "math.sqrt(honest_sites)", "honest_sites"),
+        Edit(MechanismEvent.summed, "math.sqrt(honest_sites)", "honest_sites"),
     ),
     _accounting(
         "one-sigma-step-too-small",
         "off by one in a search for the least noise",
-        Edit(accountant.noise_multiplier_for, "_SIGMA_STEPS[found]", "_SIGMA_STEPS[found] - 1"),
+        Edit(
+            accountant.noise_multiplier_for,
+            "_sigma(_smallest_within(",
+            "_sigma(-1 + _smallest_within(",
+        ),
     ),
     _accounting(
-        "other-adjacency-accepted",
+        "replace-one-taken-for-add-or-remove",
         "replace-one accounted for as add-or-remove: Ponomareva et al. 2023, section 2.1.1",
-        Edit(MechanismEvent.__post_init__, "self.adjacency == ADJACENCY", "bool(self.adjacency)"),
+        Edit(
+            Composition.add,
+            "event.adjacency == REPLACE_ONE and not self._replace_one",
+            "False",
+        ),
+        "tests/privacy/test_composition.py",
     ),
     _accounting(
         "no-noise-costs-nothing",
         "σ = 0 skipped in place of infinite",
-        Edit(accountant.epsilon, "return math.inf", "return 0.0"),
+        Edit(Composition.epsilon, "return math.inf", "return 0.0"),
     ),
     _accounting(
         "divisor-of-one-site-fewer",
         "the coordinator's average; post-processing, so quality and not privacy",
         Edit(RoundPlan.divisor.fget, "len(self.sites) *", "max(1, len(self.sites) - 1) *"),
         "",
+        "the average changes and no guarantee does: it is taken after the noise",
     ),
 )
 
@@ -99,7 +119,13 @@ BUDGET = (
         "cap-checked-before-this-round",
         "accounting",
         "the last round overdraws",
-        (Edit(Budget._check_cap, "[*events, _event(plan, 1)]", "[*events]"),),
+        (
+            Edit(
+                Budget._check_caps,
+                "[*self._events(session, which), _event(plan, rounds)]",
+                "self._events(session, which)",
+            ),
+        ),
         BUDGET_TESTS,
     ),
     Mutant(
@@ -108,7 +134,7 @@ BUDGET = (
         "ε reset by a new experiment",
         (
             Edit(
-                Budget._check_cap,
+                Budget._check_caps,
                 "ReservationRow.purpose == plan.purpose",
                 "ReservationRow.job == plan.job",
             ),
@@ -166,7 +192,7 @@ RESUME = (
             Edit(
                 PrivateRounds.run,
                 "reservation = self._budget.reserve(plan, order.round)",
-                "trained = self._train(plan, basis, order.round, vector)\n"
+                "self._train(plan, basis, order.round, vector, range(0, 9))\n"
                 "    reservation = self._budget.reserve(plan, order.round)",
             ),
         ),
@@ -176,7 +202,7 @@ RESUME = (
         "training-not-on-the-ledger",
         "resume",
         "an update leaves that no entry tells of",
-        (Edit(PrivateRounds.run, "self._ledger.append(TRAINED, claims.fields())", "pass"),),
+        (Edit(PrivateRounds.run, "self._ledger.append(TRAINED, claims.fields() | bound)", "pass"),),
         "tests/client_node/test_agent.py",
     ),
 )

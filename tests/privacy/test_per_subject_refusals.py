@@ -31,18 +31,6 @@ def test_peft_variants_are_refused(config, problem):
         layers_of(peft_model(**config))
 
 
-@pytest.mark.parametrize(
-    ("base", "targets", "kind"),
-    [
-        (nn.Sequential(nn.Conv1d(3, 3, 1)), ["0"], "Conv1d"),
-        (nn.Sequential(nn.Embedding(5, 3)), ["0"], "Embedding"),
-    ],
-)
-def test_layers_beyond_linear_are_refused_by_name(base, targets, kind):
-    with pytest.raises(UnsupportedLayerError, match=rf"\.0 is adapted by {kind}"):
-        layers_of(peft_model(base, target_modules=targets))
-
-
 def test_a_model_without_adapter_is_refused():
     with pytest.raises(UnsupportedLayerError, match="no peft adapter"):
         layers_of(Dense())
