@@ -1,4 +1,4 @@
-"""The exported model: torch's results, sparse in fact, integer in fact, verified when loaded."""
+"""The exported model: what torch computes, sparse and integer in fact, verified when loaded."""
 
 from __future__ import annotations
 
