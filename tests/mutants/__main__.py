@@ -26,6 +26,7 @@ from tests.mutants.bench import Bench, open_bench
 from tests.mutants.catalogue import MUTANTS
 from tests.mutants.mutant import Mutant
 
+
 REWRITE = "ignore::pytest.PytestAssertRewriteWarning"
 BESIDE_THE_STEP = ("accounting", "resume")  # no round's own probes can see these
 
