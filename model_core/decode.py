@@ -1,32 +1,37 @@
-"""Greedy decoding in batch, with a key-value cache and guards against made-up text.
+"""Greedy decoding in batch over `CachedDecoder`; finished rows leave the batch.
 
-Whisper invents speech where there is none and may repeat itself without end. Three guards: the
-no-speech rule of its paper (Radford et al. 2022, section 4.5), a length limit from the audio's own
-duration, and a stop when the same phrase comes again and again.
+Whisper invents speech where there is none and may repeat itself without end. Against that stand a
+length limit from the audio's own duration, a stop when the same phrase comes again and again, and
+the signs of `guards`, which `transcribe` acts upon.
 
-Shape suffixes: B batch, S encoder states, D width, T positions, V vocabulary.
+Shape suffixes: N rows, C clips, S encoder states, D width, T positions, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from transformers import WhisperForConditionalGeneration
-from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from model_core.base import SpeechBase
-from model_core.features import STATES_PER_S
+from model_core.cached_decoder import CachedDecoder
+from model_core.decode_rules import TokenRules
+from model_core.features import STATES_PER_S, padding_bias
+from model_core.guards import (
+    LEAST_LOG_PROBABILITY,
+    MOST_COMPRESSION,
+    NO_SPEECH_PROBABILITY,
+    compression_ratio,
+    runs_away,
+    without_repetition,
+)
 
 MAX_NEW_TOKENS = 220
 _TOKENS_PER_S = 16  # above the fastest speech, whose rare words take several tokens each
 _TOKENS_SPARE = 8
-_NO_SPEECH_PROBABILITY = 0.6
-_NO_SPEECH_LOG_PROBABILITY = -1.0
-_LONGEST_PHRASE = 12
-_REPEATS = 4
+_LEAVE_BELOW = 0.75  # copying the caches pays once a quarter of the rows are done
 
 
 @dataclass(frozen=True)
@@ -34,64 +39,63 @@ class Decoded:
     """What was decoded for one clip.
 
     Attributes:
-        ids: text tokens, without prefix and end.
+        ids: text tokens and times, without prefix and end.
+        log_probabilities: of each of `ids`.
         mean_log_probability: per written token, the end included.
         no_speech_probability: 0 where the model has no such token.
+        complete: the model ended the text itself: no limit was met and no repetition was cut.
     """
 
     ids: tuple[int, ...]
+    log_probabilities: tuple[float, ...]
     mean_log_probability: float
     no_speech_probability: float
+    complete: bool
 
     @property
     def is_silence(self) -> bool:
         """Whisper's own rule: probably no speech, and unsure of the text."""
         return (
-            self.no_speech_probability > _NO_SPEECH_PROBABILITY
-            and self.mean_log_probability < _NO_SPEECH_LOG_PROBABILITY
+            self.no_speech_probability > NO_SPEECH_PROBABILITY
+            and self.mean_log_probability < LEAST_LOG_PROBABILITY
+        )
+
+    def is_doubtful(self, text: str) -> bool:
+        """Whether any guard fires on this decoding, whose text is `text`."""
+        return (
+            not self.complete
+            or self.mean_log_probability < LEAST_LOG_PROBABILITY
+            or compression_ratio(text) > MOST_COMPRESSION
         )
 
 
-@torch.inference_mode()
-def greedy(
-    model: WhisperForConditionalGeneration,
-    base: SpeechBase,
-    states_BSD: Tensor,
-    prefix: Sequence[int],
-) -> list[Decoded]:
-    """Decode encoder states of equal windows. Rows do not influence each other.
+@dataclass
+class Row:
+    """One clip's text while it is being written."""
 
-    `model` is the base's model or an adapter merged into it; `prefix` is the control tokens, after
-    a prompt if there is one. The caller's states must be float32.
-    """
-    batch, states = states_BSD.shape[:2]
-    limit = token_limit(states)
-    banned_V = _banned(base, model.config.vocab_size)
-    first_banned_V = banned_V.clone()
-    first_banned_V[list(base.rules.begin_suppress)] = True
-    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-    rows: list[list[int]] = [[] for _ in range(batch)]
-    score_B = torch.zeros(batch)
-    open_B = torch.ones(batch, dtype=torch.bool)
-    no_speech_B = torch.zeros(batch)
-    ids_BT = torch.tensor([list(prefix)]).expand(batch, -1)
-    for step in range(limit):
-        logits_BTV = _logits(model, ids_BT, states_BSD, cache, last_only=step > 0)
-        if step == 0:
-            no_speech_B = _no_speech(base, logits_BTV, prefix)
-        logits_BV = logits_BTV[:, -1].masked_fill(banned_V if step else first_banned_V, -torch.inf)
-        log_p_B, next_B = logits_BV.log_softmax(-1).max(-1)
-        score_B += torch.where(open_B, log_p_B, 0.0)
-        for row in open_B.nonzero().flatten().tolist():
-            rows[row].append(int(next_B[row]))
-            open_B[row] = rows[row][-1] != base.tokenizer.end and not runs_away(rows[row])
-        if not open_B.any():
-            break
-        ids_BT = next_B[:, None]
-    return [
-        _decoded(row, base.tokenizer.end, float(score), float(no_speech))
-        for row, score, no_speech in zip(rows, score_B, no_speech_B, strict=True)
-    ]
+    limit: int
+    ids: list[int] = field(default_factory=list)
+    log_probabilities: list[float] = field(default_factory=list)
+    no_speech: float = 0.0
+    is_open: bool = True
+
+    def write(self, token: int, log_probability: float, end: int) -> None:
+        """Append a token; the row closes at the end, at its limit and when it runs away."""
+        self.ids.append(token)
+        self.log_probabilities.append(log_probability)
+        self.is_open = token != end and len(self.ids) < self.limit and not runs_away(self.ids)
+
+    def decoded(self, end: int) -> Decoded:
+        """The finished row."""
+        ended = bool(self.ids) and self.ids[-1] == end
+        ids = without_repetition(self.ids[:-1] if ended else list(self.ids))
+        return Decoded(
+            ids=tuple(ids),
+            log_probabilities=tuple(self.log_probabilities[: len(ids)]),
+            mean_log_probability=sum(self.log_probabilities) / max(len(self.ids), 1),
+            no_speech_probability=self.no_speech,
+            complete=ended and len(ids) == len(self.ids) - 1,
+        )
 
 
 def token_limit(states: int) -> int:
@@ -99,67 +103,67 @@ def token_limit(states: int) -> int:
     return min(MAX_NEW_TOKENS, _TOKENS_SPARE + _TOKENS_PER_S * states // STATES_PER_S)
 
 
-def _decoded(row: list[int], end: int, log_probability: float, no_speech: float) -> Decoded:
-    ids = without_repetition([token for token in row if token != end])
-    return Decoded(tuple(ids), log_probability / len(row), no_speech)
-
-
-def _logits(
-    model: WhisperForConditionalGeneration,
-    ids_BT: Tensor,
-    states_BSD: Tensor,
-    cache: EncoderDecoderCache,
+@torch.inference_mode()
+def greedy(
+    decoder: CachedDecoder,
+    base: SpeechBase,
+    states_CSD: Tensor,
+    prefix: Sequence[int],
+    lengths: Sequence[int] | None = None,
     *,
-    last_only: bool,
-) -> Tensor:
-    hidden_BTD = model.model.decoder(
-        input_ids=ids_BT,
-        encoder_hidden_states=states_BSD,
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state
-    logits_BTV: Tensor = model.proj_out(hidden_BTD[:, -1:] if last_only else hidden_BTD)
-    return logits_BTV
+    bias_CS: Tensor | None = None,
+    timestamps: bool = False,
+) -> list[Decoded]:
+    """Decode encoder states [C, S, D] float32, of which each clip has `lengths` real ones.
 
-
-def _banned(base: SpeechBase, vocabulary: int) -> Tensor:
-    banned_V = torch.zeros(vocabulary, dtype=torch.bool)
-    banned_V[list(base.rules.suppress)] = True
-    banned_V[base.tokenizer.no_timestamps :] = True
-    return banned_V
-
-
-def _no_speech(base: SpeechBase, logits_BTV: Tensor, prefix: Sequence[int]) -> Tensor:
-    if base.tokenizer.no_speech is None:
-        return torch.zeros(len(logits_BTV))
-    start = list(prefix).index(base.tokenizer.start)
-    return logits_BTV[:, start].softmax(-1)[:, base.tokenizer.no_speech]
-
-
-def _repeated_phrase(ids: Sequence[int]) -> int:
-    """Length of a phrase that the ids end in `_REPEATS` times over; 0 if there is none.
-
-    One token may come twice as often: digits are dictated ("zero zero zero zero").
+    `bias_CS` is added to the scores of each state; without it, states beyond a clip's own are
+    padding. `prefix` is the control tokens, after a prompt if there is one; it ends in
+    no-timestamps unless `timestamps` are wanted. A clip's result does not depend on the others.
     """
-    for length in range(1, _LONGEST_PHRASE + 1):
-        repeats = 2 * _REPEATS if length == 1 else _REPEATS
-        tail = ids[-length * repeats :]
-        if len(tail) == length * repeats and list(tail) == list(tail[:length]) * repeats:
-            return length
-    return 0
+    lengths = [states_CSD.shape[1]] * len(states_CSD) if lengths is None else lengths
+    if bias_CS is None:
+        bias_CS = padding_bias(lengths, states_CSD.shape[1])
+    room = decoder.max_positions - len(prefix)
+    limits = [min(token_limit(n), room) for n in lengths]
+    rules = TokenRules(base, decoder.vocabulary.size, timestamps=timestamps)
+    cache = decoder.start(states_CSD, len(prefix) + max(limits), bias_CS)
+    rows = [Row(limit) for limit in limits]
+    hidden_NTD = decoder.step(torch.tensor([list(prefix)] * len(rows)), cache)
+    for row, no_speech in zip(rows, no_speech_of(decoder, base, hidden_NTD, prefix), strict=True):
+        row.no_speech = no_speech
+    held, bias_V = rows, rules.first_bias_V
+    while True:
+        logits_NV = decoder.vocabulary.logits(hidden_NTD[:, -1], bias_V)
+        rules.apply_times(logits_NV, [row.ids for row in held])
+        next_N = _write(logits_NV, held, base.tokenizer.end)
+        places = [place for place, row in enumerate(held) if row.is_open]
+        if not places:
+            break
+        if len(places) <= _LEAVE_BELOW * len(held):
+            kept_N = torch.tensor(places)
+            cache.keep(kept_N, kept_N)
+            held, next_N = [held[place] for place in places], next_N[kept_N]
+        hidden_NTD, bias_V = decoder.step(next_N[:, None], cache), rules.bias_V
+    return [row.decoded(base.tokenizer.end) for row in rows]
 
 
-def runs_away(ids: Sequence[int]) -> bool:
-    """Whether the ids end in the same phrase again and again."""
-    return _repeated_phrase(ids) > 0
+def _write(logits_NV: Tensor, rows: Sequence[Row], end: int) -> Tensor:
+    """Give every open row its likeliest token; returns the tokens of all rows [N]."""
+    best_N, next_N = logits_NV.max(-1)
+    log_p_N = best_N - logits_NV.logsumexp(-1)
+    for row, token, log_p in zip(rows, next_N.tolist(), log_p_N.tolist(), strict=True):
+        if row.is_open:
+            row.write(token, log_p, end)
+    return next_N
 
 
-def without_repetition(ids: list[int]) -> list[int]:
-    """Cut a runaway repetition down to its phrase said once."""
-    length = _repeated_phrase(ids)
-    if not length:
-        return ids
-    phrase = ids[-length:]
-    while ids[-2 * length :] == phrase * 2:
-        ids = ids[:-length]
-    return ids
+def no_speech_of(
+    decoder: CachedDecoder, base: SpeechBase, hidden_NTD: Tensor, prefix: Sequence[int]
+) -> list[float]:
+    """Probability of the no-speech token right after the start token, for each row."""
+    if base.tokenizer.no_speech is None:
+        return [0.0] * len(hidden_NTD)
+    start = list(prefix).index(base.tokenizer.start)
+    logits_NV = decoder.vocabulary.logits(hidden_NTD[:, start])
+    log_p_N = logits_NV[:, base.tokenizer.no_speech] - logits_NV.logsumexp(-1)
+    return [float(p) for p in log_p_N.exp()]

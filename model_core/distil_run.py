@@ -26,7 +26,7 @@ from model_core.distil import DELTA_FILE, DistilConfig, StepReport, distil, load
 from model_core.errors import WeightsError
 from model_core.layer_fit import fit_encoder
 from model_core.lessons import Lesson, load_lessons, make_lessons, save_lessons
-from model_core.transcribe import cut_at_pauses
+from model_core.sound import cut_at_pauses
 from model_core.upcycle import MixtureConfig, base_sha256, upcycle
 from model_core.weights import Whisper
 

@@ -3,11 +3,8 @@
 Whisper pads every clip to 30 s. Here the spectrogram is that of the zero-padded clip, as in
 training, but cut shortly after the clip's end, and the encoder runs on what is left with the first
 positions. Its convolutions and attention accept any length; only transformers' length check forbids
-it. The margin matters: where silence is missing, or the whole window is much shorter than in
-training, the model repeats the sentence without end. Word errors of tiny.en, greedy, with the
-repetition guard of `decode`, on 49 real English clips that had no part in choosing the rule: clip +
-3 s 4.69 % with such repetitions; the same but at least 10 s 3.67 % with none; 30 s 3.27 %.
-Hence the rule of `window_s`.
+it. Cut so and left alone, the model does not find the end and repeats itself: `silent_tail` gives
+it the silence back (docs/model.md, "Short windows").
 
 Shape suffixes: B batch, M mel bins, T mel frames (10 ms), S encoder states (20 ms), D width.
 """
@@ -31,28 +28,39 @@ FFT_SAMPLES = 400
 HOP_SAMPLES = 160
 EDGE_SAMPLES = FFT_SAMPLES // 2  # a frame's centre lies that far behind its first sample
 MAX_WINDOW_S = 30.0
-MIN_WINDOW_S = 10.0
-MARGIN_S = 3.0
-_FRAMES_PER_STATE = 2
-_FRAMES_PER_S = RATE_HZ // HOP_SAMPLES
-STATES_PER_S = _FRAMES_PER_S // _FRAMES_PER_STATE
+MARGIN_S = 1.0
+CUT_MARGIN_S = 3.0
+MIN_CUT_WINDOW_S = 10.0
+FRAMES_PER_STATE = 2
+_ROUNDING_FRAMES = 1e-6  # 4.52 s are 452 frames, although 4.52 * 100 < 452
+FRAMES_PER_S = RATE_HZ // HOP_SAMPLES
+STATES_PER_S = FRAMES_PER_S // FRAMES_PER_STATE
 _FLOOR = 1e-10
 _DYNAMIC_RANGE_LOG10 = 8.0
 
 
-def window_s(samples: int, margin_s: float = MARGIN_S, shortest_s: float = MIN_WINDOW_S) -> float:
-    """Seconds of window for a clip: the clip and the margin, at least 10 s and at most 30 s."""
-    return min(max(samples / RATE_HZ + margin_s, shortest_s), MAX_WINDOW_S)
+def window_s(samples: int) -> float:
+    """Seconds of window for a clip whose silence is remembered: the clip and 1 s, at most 30 s."""
+    return min(samples / RATE_HZ + MARGIN_S, MAX_WINDOW_S)
+
+
+def cut_window_s(samples: int) -> float:
+    """Seconds of window for an encoder that only cuts: the clip and 3 s, at least 10, at most 30.
+
+    Shorter, and the model repeats itself (docs/model.md, "Short windows").
+    """
+    return min(max(samples / RATE_HZ + CUT_MARGIN_S, MIN_CUT_WINDOW_S), MAX_WINDOW_S)
 
 
 def window_frames(duration_s: float) -> int:
     """Mel frames in a window, even so that the encoder's stride divides them."""
-    frames = int(min(duration_s, MAX_WINDOW_S) * _FRAMES_PER_S)
-    return frames // _FRAMES_PER_STATE * _FRAMES_PER_STATE
+    frames = int(min(duration_s, MAX_WINDOW_S) * FRAMES_PER_S + _ROUNDING_FRAMES)
+    return frames // FRAMES_PER_STATE * FRAMES_PER_STATE
 
 
 @functools.cache
-def _mel_filters(mel_bins: int) -> Tensor:
+def mel_filters(mel_bins: int) -> Tensor:
+    """Whisper's triangular filters over the power spectrum: [M, F]."""
     bank_FM = mel_filter_bank(
         num_frequency_bins=1 + FFT_SAMPLES // 2,
         num_mel_filters=mel_bins,
@@ -98,7 +106,7 @@ def log_power(samples_BN: Tensor, mel_bins: int) -> Tensor:
     spectrum = torch.stft(
         samples_BN, FFT_SAMPLES, HOP_SAMPLES, window=window, center=False, return_complex=True
     )
-    return (_mel_filters(mel_bins) @ spectrum.abs() ** 2).clamp(min=_FLOOR).log10()
+    return (mel_filters(mel_bins) @ spectrum.abs() ** 2).clamp(min=_FLOOR).log10()
 
 
 def compress(log_BMT: Tensor) -> Tensor:
@@ -107,14 +115,40 @@ def compress(log_BMT: Tensor) -> Tensor:
     return (torch.maximum(log_BMT, peak_B11 - _DYNAMIC_RANGE_LOG10) + 4.0) / 4.0
 
 
-def encode_mel(encoder: WhisperEncoder, mel_BMT: Tensor) -> Tensor:
-    """Run Whisper's encoder on a window of any even number of frames: [B, M, T] → [B, S, D].
+def encode_mel(
+    encoder: WhisperEncoder, mel_BMT: Tensor, frames_B: Sequence[int] | None = None
+) -> Tensor:
+    """Run Whisper's encoder on windows of any even number of frames: [B, M, T] → [B, S, D].
 
-    On 3000 frames it equals `encoder.forward`.
+    `frames_B` says how many frames of each row are its window; None means all. What comes after
+    does not reach the window's states, and states beyond it mean nothing. On 3000 frames the
+    result equals `encoder.forward`.
     """
-    x_BDT = functional.gelu(encoder.conv1(mel_BMT))
-    x_BSD = functional.gelu(encoder.conv2(x_BDT)).transpose(1, 2)
-    x_BSD = x_BSD + encoder.embed_positions.weight[: x_BSD.shape[1]]
+    x_BSD = encoder_stem(encoder, mel_BMT, frames_B)
+    bias_B11S = None
+    if frames_B is not None and min(frames_B) < mel_BMT.shape[-1]:
+        lengths = [frames // FRAMES_PER_STATE for frames in frames_B]
+        bias_B11S = padding_bias(lengths, x_BSD.shape[1])[:, None, None]
     for layer in encoder.layers:
-        x_BSD = layer(x_BSD, None)
+        x_BSD = layer(x_BSD, bias_B11S)
     return cast(Tensor, encoder.layer_norm(x_BSD))
+
+
+def encoder_stem(
+    encoder: WhisperEncoder, mel_BMT: Tensor, frames_B: Sequence[int] | None = None
+) -> Tensor:
+    """What comes before the encoder's layers: convolutions and positions, [B, M, T] → [B, S, D]."""
+    if frames_B is not None and min(frames_B) < mel_BMT.shape[-1]:
+        inside_BT = torch.arange(mel_BMT.shape[-1]) < torch.tensor(frames_B)[:, None]
+        # Each convolution reads one frame past the window, where a lone window has zeros.
+        x_BDT = functional.gelu(encoder.conv1(mel_BMT * inside_BT[:, None])) * inside_BT[:, None]
+    else:
+        x_BDT = functional.gelu(encoder.conv1(mel_BMT))
+    x_BSD = functional.gelu(encoder.conv2(x_BDT)).transpose(1, 2)
+    return cast(Tensor, x_BSD + encoder.embed_positions.weight[: x_BSD.shape[1]])
+
+
+def padding_bias(lengths: Sequence[int], states: int) -> Tensor:
+    """0 for each row's real states and -inf for padding: [B, S]."""
+    padded_BS = torch.arange(states) >= torch.tensor(lengths)[:, None]
+    return torch.zeros(len(lengths), states).masked_fill(padded_BS, -torch.inf)

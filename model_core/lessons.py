@@ -26,10 +26,12 @@ from torch import Tensor
 
 from model_core.audio import RATE_HZ
 from model_core.base import SpeechBase
+from model_core.cached_decoder import CachedDecoder
 from model_core.decode import greedy
 from model_core.errors import WeightsError
 from model_core.features import MAX_WINDOW_S, encode_mel, log_mel
-from model_core.transcribe import WINDOW_STEP_S, clip_window_s, is_silent
+from model_core.sound import is_silent
+from model_core.transcribe import WINDOW_STEP_S, clip_window_s
 
 MOST_TOKENS = 32
 _TENSORS = ("mel_MT", "states_SD", "hidden_PD")
@@ -79,10 +81,12 @@ def student_window_s(samples: int, margin_s: float) -> float:
 
 
 @torch.no_grad()
-def make_lesson(teacher: SpeechBase, clip: Tensor, margin_s: float) -> Lesson | None:
+def make_lesson(
+    teacher: SpeechBase, decoder: CachedDecoder, clip: Tensor, margin_s: float
+) -> Lesson | None:
     """The teacher's lesson on one clip of at most 30 s: [N] at 16 kHz; None where it is silent.
 
-    Raises AudioError (audio-too-long).
+    `decoder` is the teacher's. Raises AudioError (audio-too-long).
     """
     if is_silent(clip):
         return None
@@ -91,7 +95,7 @@ def make_lesson(teacher: SpeechBase, clip: Tensor, margin_s: float) -> Lesson | 
     mel_BMT = log_mel([clip], max(clip_window_s(samples), student_window_s(samples, margin_s)))
     states_BSD = encode_mel(teacher.model.model.encoder, mel_BMT)
     prefix = teacher.tokenizer.prefix("en")
-    written = greedy(teacher.model, teacher, states_BSD, prefix)[0].ids[:MOST_TOKENS]
+    written = greedy(decoder, teacher, states_BSD, prefix)[0].ids[:MOST_TOKENS]
     ids = (*prefix, *written)
     hidden_BPD = teacher.model.model.decoder(
         input_ids=torch.tensor([ids]), encoder_hidden_states=states_BSD, use_cache=False
@@ -114,8 +118,9 @@ def make_lessons(
 ) -> list[Lesson]:
     """Lessons on all clips that are not silent, in order; `progress` hears how many are done."""
     lessons = []
+    decoder = CachedDecoder(teacher.model)
     for number, clip in enumerate(clips, start=1):
-        lesson = make_lesson(teacher, clip, margin_s)
+        lesson = make_lesson(teacher, decoder, clip, margin_s)
         if lesson is not None:
             lessons.append(lesson)
         progress(number)

@@ -86,8 +86,12 @@ class SpeechTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; control tokens and times are dropped, white space is trimmed."""
+        return self.decode_exactly(ids).strip()
+
+    def decode_exactly(self, ids: Sequence[int]) -> str:
+        """Like `decode`, with the white space that the ids spell. Half a character gives U+FFFD."""
         words = [int(token) for token in ids if token < self._first_control]
-        return str(self._tokenizer.decode(words, skip_special_tokens=True)).strip()
+        return str(self._tokenizer.decode(words, skip_special_tokens=True))
 
     def prefix(self, language: str = "en") -> tuple[int, ...]:
         """Control tokens before a transcript without timestamps.

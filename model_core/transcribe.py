@@ -1,14 +1,15 @@
 """Speech to text: short windows in batch, long recordings cut at their quietest moments.
 
-Each clip is encoded in a window of its own length plus 3 s and at least 10 s (`features.window_s`),
-not padded to 30 s. The window is rounded up to a step so that clips of like length share a batch;
-it depends on the clip alone, so a transcript does not depend on what it was batched with.
+Each clip is encoded in a window of its own length plus 1 s (`features.window_s`), and the silence
+up to Whisper's 30 s is remembered (`silent_tail`). A text that a guard doubts
+(`Decoded.is_doubtful`) is made once more in a window of 30 s, and that one stands. Clips of like
+length share a batch; padding is masked, so a transcript does not depend on its batch.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,25 +19,44 @@ from torch import Tensor
 from model_core.adapter import Adapter
 from model_core.audio import RATE_HZ
 from model_core.base import SpeechBase
-from model_core.decode import greedy
-from model_core.features import MAX_WINDOW_S, encode_mel, log_mel, window_s
+from model_core.beam import beam_search
+from model_core.cached_decoder import CachedDecoder, Precision
+from model_core.decode import Decoded, greedy
+from model_core.decode_rules import TokenRules
+from model_core.features import (
+    FRAMES_PER_S,
+    FRAMES_PER_STATE,
+    MAX_WINDOW_S,
+    cut_window_s,
+    log_mel,
+    window_frames,
+    window_s,
+)
+from model_core.int8 import int8_encoder
+from model_core.silent_tail import TailedEncoder
+from model_core.sound import cut_at_pauses, may_be_speech
+from model_core.words import Word, align
 
 WINDOW_STEP_S = 0.5
-MAX_PIECE_S = 27.0
-_MIN_PIECE_S = 15.0
-_PAUSE_S = 0.2
 _BATCH = 16
-_SILENCE_RMS = 10 ** (-65 / 20)  # −65 dBFS: below the noise of any telephone or room
-_LEVEL_SAMPLES = RATE_HZ // 50
 
 
 @dataclass(frozen=True)
 class Segment:
-    """One window's text and where it lies in the recording, in seconds."""
+    """One window's text and where it lies in the recording, in seconds; words if asked for."""
 
     start_s: float
     end_s: float
     text: str
+    words: tuple[Word, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Heard:
+    """What was heard in one clip; words' times count from its own start."""
+
+    text: str = ""
+    words: tuple[Word, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,7 +72,9 @@ class Transcriber:
     """Transcribes 16 kHz mono samples with the base, or with an adapter merged into it.
 
     `prompt_terms` are given to the decoder as preceding text, Whisper's way of naming expected
-    words without training. Safe to share between threads: nothing is written after construction.
+    words without training. `precision` is that of the encoder's, experts' and decoder's products,
+    `beams` above 1 search more widely and slower.
+    Safe to share between threads: nothing is written after construction.
     """
 
     def __init__(
@@ -61,16 +83,25 @@ class Transcriber:
         adapter: Adapter | None = None,
         prompt_terms: Sequence[str] = (),
         language: str = "en",
+        *,
+        precision: Precision = "float32",
+        beams: int = 1,
     ) -> None:
-        self._base = base
-        self._model = base.model if adapter is None else adapter.merged()
+        self._base, self._beams = base, beams
+        model = base.model if adapter is None else adapter.merged()
+        encoder = model.model.encoder
+        self._encoder = TailedEncoder(int8_encoder(encoder) if precision == "int8" else encoder)
+        self._mel_bins = int(model.config.num_mel_bins)
+        self._decoder = CachedDecoder(model, precision)
         self._prefix = (*base.tokenizer.prompt(prompt_terms), *base.tokenizer.prefix(language))
 
-    def transcribe(self, samples: Tensor) -> Transcript:
-        """Transcribe one recording: [N] float32 at 16 kHz, any length."""
-        return self.transcribe_many([samples])[0]
+    def transcribe(self, samples: Tensor, *, words: bool = False) -> Transcript:
+        """Transcribe one recording: [N] float32 at 16 kHz, any length; `words` asks for times."""
+        return self.transcribe_many([samples], words=words)[0]
 
-    def transcribe_many(self, recordings: Sequence[Tensor]) -> list[Transcript]:
+    def transcribe_many(
+        self, recordings: Sequence[Tensor], *, words: bool = False
+    ) -> list[Transcript]:
         """Transcribe recordings in batches; the result does not depend on the batching."""
         pieces = [cut_at_pauses(samples) for samples in recordings]
         clips = [
@@ -78,9 +109,9 @@ class Transcriber:
             for samples, spans in zip(recordings, pieces, strict=True)
             for start, end in spans
         ]
-        texts = iter(self._texts(clips))
+        heard = iter(self._hear(clips, words))
         return [
-            _transcript(samples, spans, [next(texts) for _ in spans])
+            _transcript(samples, spans, [next(heard) for _ in spans])
             for samples, spans in zip(recordings, pieces, strict=True)
         ]
 
@@ -88,70 +119,115 @@ class Transcriber:
         """Texts of cached encoder states, such as `training.encode` gives (any float type)."""
         texts: list[str] = []
         for batch_BSD in torch.split(states_BSD, _BATCH):
-            decoded = greedy(self._model, self._base, batch_BSD.float(), self._prefix)
-            texts += [
-                "" if each.is_silence else self._base.tokenizer.decode(each.ids) for each in decoded
-            ]
+            lengths = [batch_BSD.shape[1]] * len(batch_BSD)
+            bias_BS = torch.zeros(batch_BSD.shape[:2])
+            decoded = self._decode(batch_BSD.float(), lengths, bias_BS)
+            texts += [self._text(each) for each in decoded]
         return texts
 
     @torch.inference_mode()
-    def _texts(self, clips: Sequence[Tensor]) -> list[str]:
-        texts = [""] * len(clips)
-        by_window: dict[float, list[int]] = defaultdict(list)
-        for index, clip in enumerate(clips):
-            if not is_silent(clip):
-                by_window[clip_window_s(len(clip))].append(index)
-        mel_bins = self._base.model.config.num_mel_bins
-        for duration_s, members in by_window.items():
-            for start in range(0, len(members), _BATCH):
-                batch = members[start : start + _BATCH]
-                mel_BMT = log_mel([clips[index] for index in batch], duration_s, mel_bins)
-                states_BSD = encode_mel(self._model.model.encoder, mel_BMT)
-                for index, text in zip(batch, self.decode_states(states_BSD), strict=True):
-                    texts[index] = text
-        return texts
+    def first_token(self, samples: Tensor) -> int:
+        """The first token of a recording of at most 27 s: what a listener waits for first."""
+        frames = window_frames(window_s(len(samples)))
+        states_BXD, bias_BX = self._encode([samples], [frames])
+        cache = self._decoder.start(states_BXD, len(self._prefix), bias_BX)
+        hidden_BTD = self._decoder.step(torch.tensor([list(self._prefix)]), cache)
+        rules = TokenRules(self._base, self._decoder.vocabulary.size)
+        logits_BV = self._decoder.vocabulary.logits(hidden_BTD[:, -1], rules.first_bias_V)
+        return int(logits_BV.argmax())
+
+    @torch.inference_mode()
+    def _hear(self, clips: Sequence[Tensor], words: bool) -> list[_Heard]:
+        """Each clip in its short window; those whose text is doubtful once more in a long one."""
+        heard = [_Heard()] * len(clips)
+        spoken = [index for index, clip in enumerate(clips) if may_be_speech(clip)]
+        windows = [window_s(len(clips[index])) for index in spoken]
+        doubtful = self._hear_in(clips, spoken, windows, heard, words)
+        if doubtful:
+            self._hear_in(clips, doubtful, [MAX_WINDOW_S] * len(doubtful), heard, words)
+        return heard
+
+    def _hear_in(
+        self,
+        clips: Sequence[Tensor],
+        members: Sequence[int],
+        windows_s: Sequence[float],
+        heard: list[_Heard],
+        words: bool,
+    ) -> list[int]:
+        """Fill in what is heard of the members; returns those whose text is doubtful."""
+        frames = {index: window_frames(w) for index, w in zip(members, windows_s, strict=True)}
+        order = sorted(members, key=frames.__getitem__)
+        doubtful: list[int] = []
+        for start in range(0, len(order), _BATCH):
+            batch = order[start : start + _BATCH]
+            states_BXD, bias_BX = self._encode(
+                [clips[i] for i in batch], [frames[i] for i in batch]
+            )
+            lengths = [frames[index] // FRAMES_PER_STATE for index in batch]
+            decoded = self._decode(states_BXD, lengths, bias_BX)
+            for index, states_SD, length, each in zip(
+                batch, states_BXD, lengths, decoded, strict=True
+            ):
+                text = self._text(each)
+                if each.is_doubtful(text):
+                    doubtful.append(index)
+                timed = words and text
+                heard[index] = _Heard(
+                    text,
+                    self._align(states_SD[:length], each, clips[index]) if timed else (),
+                )
+        return doubtful
+
+    def _decode(self, states_BXD: Tensor, lengths: Sequence[int], bias_BX: Tensor) -> list[Decoded]:
+        decoder, base, prefix = self._decoder, self._base, self._prefix
+        if self._beams == 1:
+            return greedy(decoder, base, states_BXD, prefix, lengths, bias_CS=bias_BX)
+        return [
+            beam_search(decoder, base, states_XD, prefix, self._beams, length=n, bias_S=bias_X)
+            for states_XD, n, bias_X in zip(states_BXD, lengths, bias_BX, strict=True)
+        ]
+
+    def _encode(self, clips: Sequence[Tensor], frames: Sequence[int]) -> tuple[Tensor, Tensor]:
+        mel_BMT = log_mel(clips, max(frames) / FRAMES_PER_S, self._mel_bins)
+        return self._encoder(mel_BMT, frames)
+
+    def _align(self, states_SD: Tensor, decoded: Decoded, clip: Tensor) -> tuple[Word, ...]:
+        prefix, duration_s = self._prefix, len(clip) / RATE_HZ
+        return align(self._decoder, self._base, states_SD, prefix, decoded, duration_s=duration_s)
+
+    def _text(self, decoded: Decoded) -> str:
+        return "" if decoded.is_silence else self._base.tokenizer.decode(decoded.ids)
 
 
 def clip_window_s(samples: int) -> float:
-    """The clip's window, rounded up to the window step, at most 30 s."""
-    steps = math.ceil(window_s(samples) / WINDOW_STEP_S)
+    """The window of an encoder that only cuts (`cut_window_s`), rounded up to the window step.
+
+    For engines without the remembered silence: the exported one, and a teacher's cached states.
+    """
+    steps = math.ceil(cut_window_s(samples) / WINDOW_STEP_S)
     return min(steps * WINDOW_STEP_S, MAX_WINDOW_S)
 
 
-def is_silent(samples: Tensor) -> bool:
-    """Whether no 20 ms of the clip is louder than −65 dBFS; true for no samples at all."""
-    return not len(samples) or bool((_levels(samples, _LEVEL_SAMPLES) < _SILENCE_RMS).all())
-
-
-def cut_at_pauses(samples: Tensor) -> list[tuple[int, int]]:
-    """Spans of at most 27 s that cover the recording, cut where 0.2 s is quietest."""
-    spans: list[tuple[int, int]] = []
-    start, end = 0, len(samples)
-    shortest, longest = int(_MIN_PIECE_S * RATE_HZ), int(MAX_PIECE_S * RATE_HZ)
-    pause = int(_PAUSE_S * RATE_HZ)
-    while end - start > longest:
-        levels = _levels(samples[start + shortest : start + longest], pause)
-        quietest = int(levels.argmin()) * pause + pause // 2
-        cut = start + shortest + quietest
-        spans.append((start, cut))
-        start = cut
-    spans.append((start, end))
-    return spans
-
-
-def _levels(samples: Tensor, width: int) -> Tensor:
-    """Root mean square of consecutive stretches; a last shorter one counts by its own samples."""
-    return torch.stack([piece.square().mean().sqrt() for piece in torch.split(samples, width)])
-
-
-def _transcript(samples: Tensor, spans: list[tuple[int, int]], texts: list[str]) -> Transcript:
+def _transcript(
+    samples: Tensor, spans: Sequence[tuple[int, int]], heard: Sequence[_Heard]
+) -> Transcript:
     segments = tuple(
-        Segment(start / RATE_HZ, end / RATE_HZ, text)
-        for (start, end), text in zip(spans, texts, strict=True)
-        if text
+        Segment(
+            start / RATE_HZ,
+            end / RATE_HZ,
+            each.text,
+            tuple(_later(word, start / RATE_HZ) for word in each.words),
+        )
+        for (start, end), each in zip(spans, heard, strict=True)
+        if each.text
     )
     return Transcript(
         text=" ".join(segment.text for segment in segments),
         segments=segments,
         duration_s=len(samples) / RATE_HZ,
     )
+
+
+def _later(word: Word, by_s: float) -> Word:
+    return dataclasses.replace(word, start_s=word.start_s + by_s, end_s=word.end_s + by_s)

@@ -32,18 +32,34 @@ _FIRST_MULTILINGUAL_VOCABULARY = 51865  # OpenAI's rule: English-only checkpoint
 
 @dataclass(frozen=True)
 class DecodingRules:
-    """Token ids that a decoder must not write, anywhere or as the first token."""
+    """What a checkpoint says about decoding.
+
+    Attributes:
+        suppress: token ids that the decoder must not write anywhere.
+        begin_suppress: those that it must not write first.
+        alignment_heads: (layer, head) whose cross-attention follows the words in time; empty
+            where the checkpoint does not say.
+    """
 
     suppress: tuple[int, ...] = ()
     begin_suppress: tuple[int, ...] = ()
+    alignment_heads: tuple[tuple[int, int], ...] = ()
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Self:
-        """From JSON. Raises TypeError or ValueError on anything but two lists of integers."""
+        """From JSON. Raises TypeError or ValueError on anything but lists of integers.
+
+        A base of before there were alignment heads is read as one that names none.
+        """
         names = {"suppress", "begin_suppress"}
-        if set(fields) != names:
+        if set(fields) - {"alignment_heads"} != names:
             raise ValueError(f"decoding rules have fields {sorted(fields)}")
-        return cls(**{name: tuple(int(token) for token in fields[name]) for name in names})
+        tokens = {name: tuple(int(token) for token in fields[name]) for name in names}
+        return cls(**tokens, alignment_heads=_pairs(fields.get("alignment_heads")))
+
+
+def _pairs(heads: Any) -> tuple[tuple[int, int], ...]:
+    return tuple((int(layer), int(head)) for layer, head in heads or ())
 
 
 @dataclass(frozen=True)
@@ -86,6 +102,7 @@ def _load_hugging_face(checkpoint: Checkpoint) -> Whisper:
     rules = DecodingRules(
         tuple(rules_fields.get("suppress_tokens") or ()),
         tuple(rules_fields.get("begin_suppress_tokens") or ()),
+        _pairs(rules_fields.get("alignment_heads")),
     )
     state = {
         name: tensor.float()
@@ -108,7 +125,9 @@ def _load_ctranslate2(checkpoint: Checkpoint) -> Whisper:
     config, state = convert_ctranslate2(checkpoint.files)
     fields = _read_json(checkpoint.folder / "config.json")
     rules = DecodingRules(
-        tuple(fields.get("suppress_ids") or ()), tuple(fields.get("suppress_ids_begin") or ())
+        tuple(fields.get("suppress_ids") or ()),
+        tuple(fields.get("suppress_ids_begin") or ()),
+        _pairs(fields.get("alignment_heads")),
     )
     return _assemble(config, state, rules, checkpoint.folder)
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnxruntime import InferenceSession, OrtValue
 from torch import Tensor
 
-from model_core.decode import Decoded, runs_away, token_limit, without_repetition
+from model_core.decode import Decoded, Row, token_limit
 from model_core.export.graph import cache_names, cross_names, past_names
 from model_core.tokens import SpeechTokenizer
 from model_core.weights import DecodingRules
@@ -110,23 +110,18 @@ class OnnxSpeech:
         cache = self.empty_cache()
         start = list(prefix).index(self.tokenizer.start)
         start_V, last_V = self.logits(prefix, (start, len(prefix) - 1), crossed, cache)
-        no_speech = 0.0
+        row = Row(token_limit(states))
         if self.tokenizer.no_speech is not None:
-            no_speech = float(np.exp(_log_softmax(start_V)[self.tokenizer.no_speech]))
-        ids: list[int] = []
-        score = 0.0
+            row.no_speech = float(np.exp(_log_softmax(start_V)[self.tokenizer.no_speech]))
         banned_V = self._first_banned_V
-        for _ in range(token_limit(states)):
-            if ids:
-                last_V = self.logits(ids[-1:], (0,), crossed, cache)[0]
+        while row.is_open:
+            if row.ids:
+                last_V = self.logits(row.ids[-1:], (0,), crossed, cache)[0]
                 banned_V = self._banned_V
             log_p_V = _log_softmax(np.where(banned_V, -np.inf, last_V))
-            ids.append(int(log_p_V.argmax()))
-            score += float(log_p_V[ids[-1]])
-            if ids[-1] == self.tokenizer.end or runs_away(ids):
-                break
-        text = without_repetition([token for token in ids if token != self.tokenizer.end])
-        return Decoded(tuple(text), score / len(ids), no_speech)
+            token = int(log_p_V.argmax())
+            row.write(token, float(log_p_V[token]), self.tokenizer.end)
+        return row.decoded(self.tokenizer.end)
 
 
 @dataclass

@@ -9,13 +9,8 @@ from torch import Tensor
 from model_core.audio import RATE_HZ
 from model_core.export.runtime import OnnxSpeech
 from model_core.features import log_mel
-from model_core.transcribe import (
-    Segment,
-    Transcript,
-    clip_window_s,
-    cut_at_pauses,
-    is_silent,
-)
+from model_core.sound import cut_at_pauses, may_be_speech
+from model_core.transcribe import Segment, Transcript, clip_window_s
 
 
 class OnnxTranscriber:
@@ -49,7 +44,7 @@ class OnnxTranscriber:
         return [self.transcribe(samples) for samples in recordings]
 
     def _text(self, clip: Tensor) -> str:
-        if is_silent(clip):
+        if not may_be_speech(clip):
             return ""
         mel_BMT = log_mel([clip], clip_window_s(len(clip)), self._speech.mel_bins)
         decoded = self._speech.decode_mel(mel_BMT, self._prefix)[0]

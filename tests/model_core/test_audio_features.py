@@ -13,7 +13,7 @@ from transformers import WhisperFeatureExtractor
 
 from model_core.audio import RATE_HZ, read_audio
 from model_core.errors import AudioError
-from model_core.features import encode_mel, log_mel, window_frames, window_s
+from model_core.features import cut_window_s, encode_mel, log_mel, window_frames, window_s
 
 
 def tone(seconds: float, rate_hz: int) -> np.ndarray:
@@ -122,8 +122,11 @@ def test_window_that_would_cut_a_clip_is_refused():
 @given(samples=st.integers(0, 30 * RATE_HZ))
 def test_window_holds_the_clip_and_its_margin(samples):
     window = window_s(samples)
-    assert 10.0 <= window <= 30.0
-    assert window >= min(samples / RATE_HZ + 3.0, 30.0)
+    cut = cut_window_s(samples)
+    assert cut >= max(min(samples / RATE_HZ + 3.0, 30.0), 10.0)
+    assert cut <= 30.0
+    assert 1.0 <= window <= 30.0
+    assert window >= min(samples / RATE_HZ + 1.0, 30.0)
     assert window_frames(window) % 2 == 0
 
 
@@ -133,6 +136,11 @@ def test_full_window_equals_the_stock_encoder(base):
     with torch.no_grad():
         stock = encoder(mel_BMT).last_hidden_state
         assert torch.equal(encode_mel(encoder, mel_BMT), stock)
+
+
+@given(frames=st.integers(0, 3000))
+def test_frames_survive_the_way_through_seconds(frames):
+    assert window_frames(frames / 100) == frames // 2 * 2
 
 
 @settings(max_examples=8, deadline=None)

