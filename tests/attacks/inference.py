@@ -9,7 +9,7 @@ data: weights, plan, candidate recordings. Advantage is what a guess is worth be
   the one whose gradient points most like the update wins.
 * Membership (Nasr et al. 2021, arXiv:2101.04535, in the white box): was this subject in the run, by
   the sum over rounds of update · gradient; the release is the sum of all updates.
-* Speaker (Kröger et al. 2022 on what voices give away): which of n candidate speakers was
+* Speaker: which of n candidate speakers was
   in the run, by the same score.
 
 Shapes: D trained numbers, N candidates.
