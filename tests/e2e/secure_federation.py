@@ -25,8 +25,8 @@ from privacy.ledger import Ledger
 from privacy.mechanism import privatise
 from privacy.parcel import Parcel, ReleaseManifest
 from privacy.plan import RoundPlan
-from privacy.random_source import DeterministicRandomSource
 from privacy.private_log import PrivateLog
+from privacy.random_source import DeterministicRandomSource
 from privacy.receipt import write_receipt
 from privacy.secure_aggregation.fixed_point import (
     FixedPoint,

@@ -18,6 +18,9 @@ from tests.e2e.secure_federation import NAMES, SecureFederation
 SGD = {"name": "sgd", "learning_rate": 1.0, "schedule": "constant"}
 STAGES = ("secure-keys", "secure-shares", "secure-round", "secure-confirm", "secure-unmask")
 LATER = {stage: set(STAGES[place:]) for place, stage in enumerate(STAGES)}
+SLOW_BUT_ONE = [
+    s if s == "secure-round" else pytest.param(s, marks=pytest.mark.slow) for s in STAGES
+]
 IN_THE_SUM = {"secure-confirm", "secure-unmask"}
 
 
@@ -83,7 +86,11 @@ def test_secure_and_plain_agree_to_the_grid(federation):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("dropped", [("north",), ("north", "york")], ids=["one", "two"])
+@pytest.mark.parametrize(
+    "dropped",
+    [pytest.param(("north",), marks=pytest.mark.slow), ("north", "york")],
+    ids=["one", "two"],
+)
 def test_the_sum_is_had_when_sites_drop_at(federation, stage, dropped):
     for site in dropped:
         federation.link.mute[site] = LATER[stage]
@@ -98,7 +105,7 @@ def test_the_sum_is_had_when_sites_drop_at(federation, stage, dropped):
         assert federation.sites["east"].events("sum.unmasked")[0]["dropped"] == sorted(dropped)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", SLOW_BUT_ONE)
 def test_below_the_threshold_nothing_is_released_and_nothing_unmasked_when_sites_drop_at(
     federation, stage
 ):
@@ -117,7 +124,7 @@ def test_below_the_threshold_nothing_is_released_and_nothing_unmasked_when_sites
     assert trained == (set() if early else set(survivors_without({"north", "west", "york"}, stage)))
 
 
-@pytest.mark.parametrize("kind", STAGES)
+@pytest.mark.parametrize("kind", SLOW_BUT_ONE)
 def test_a_site_that_restarts_before(federation, kind):
     """A restarted site has lost its masks: it is out of the round, and drawn once at most."""
     north = federation.sites["north"]
@@ -161,7 +168,11 @@ def test_a_coordinator_killed_at_every_stage_goes_on_to_the_same_sum(federation,
     check_sum(federation, job, survivors_without(("york",), "secure-round"))
 
 
-@pytest.mark.parametrize("stage", ["secure-keys", "secure-round", "secure-confirm"])
+@pytest.mark.parametrize(
+    "stage",
+    [pytest.param(s, marks=pytest.mark.slow) for s in ("secure-keys", "secure-round")]
+    + ["secure-confirm"],
+)
 def test_an_abandoned_round_is_resumed_with_the_same_masks(federation, stage):
     for site in ("north", "west", "york"):
         federation.link.mute[site] = LATER[stage]
