@@ -16,8 +16,10 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from client_node.errors import RefusalError, refusal_code
+from client_node.peers import PeerBook
 from client_node.policy import SitePolicy
 from client_node.private_round import PrivateRounds, Trainer
+from client_node.secure_round import SECURE_ORDERS, Protect, SecureOrder, SecureRounds
 from client_node.site_log import SiteLog
 from client_node.store import PlanBook
 from privacy.budget import Budget
@@ -26,6 +28,7 @@ from privacy.ledger import Ledger
 from privacy.parcel import Answer, Parcel, ParcelKind, ReleaseManifest, RoundOrder
 from privacy.peer_heads import PEER_HEAD_CODES, Checkpoint, PeerHeads
 from privacy.plan import JOB_NAME, RoundPlan
+from privacy.secure_aggregation.messages import KeysOrder, MaskOrder
 from privacy.signing import (
     Identity,
     PublicIdentity,
@@ -72,7 +75,9 @@ class SiteAgent:
         coordinator: PublicIdentity,
         policy: SitePolicy,
         plans: PlanBook,
+        peers: PeerBook,
         rounds: PrivateRounds,
+        secure_rounds: SecureRounds,
         trainer: Trainer,
         releases: Releases,
         budget: Budget,
@@ -90,7 +95,9 @@ class SiteAgent:
         self._coordinator = coordinator
         self._policy = policy
         self._plans = plans
+        self._peers = peers
         self._rounds = rounds
+        self._secure_rounds = secure_rounds
         self._trainer = trainer
         self._releases = releases
         self._budget = budget
@@ -143,6 +150,12 @@ class SiteAgent:
             _require_names(order.job, order.round)
             asked = _Asked(order.payload_sha256, order.job, order.round)
             return asked, lambda: self._round(order, payload)
+        if (kind := SECURE_ORDERS.get(parcel.kind)) is not None:
+            secure = open_as(kind, statement, trusted, MAX_STATEMENT_BYTES)
+            _require_names(secure.job, secure.round)
+            named = hashlib.sha256(statement).hexdigest()
+            asked = _Asked(named, secure.job, secure.round)
+            return asked, lambda: self._secure(secure, parcel)
         if parcel.kind == "release":
             manifest = open_as(ReleaseManifest, statement, trusted)
             _require_names(manifest.job)
@@ -159,6 +172,8 @@ class SiteAgent:
         expected = plan.adapter.basis_sha256 or _EMPTY_SHA256
         _require(hashlib.sha256(basis).hexdigest() == expected, "payload-mismatch")
         self._veto(plan)
+        if plan.privacy_mode == "secure-aggregation":
+            self._peers.require(plan)
         # A job that the budget cannot see to its end is not begun.
         self._budget.require_room(plan, plan.rounds)
         self._trainer.check(plan, basis)
@@ -173,11 +188,17 @@ class SiteAgent:
                 },
             )
         _require(self._plans.accept(plan.job, plan.sha256, plan.to_json(), basis), "plan-mismatch")
+        if plan.privacy_mode == "secure-aggregation":
+            self._peers.pin(plan)
         return self._answer("accepted", asked, "ok")
 
-    def _round(self, order: RoundOrder, vector: bytes) -> Parcel:
+    def _round(
+        self, order: RoundOrder, vector: bytes, masking: Callable[[], Protect] | None = None
+    ) -> Parcel:
         plan, basis = self._plan(order.job)
         _require(plan.sha256 == order.plan_sha256, "plan-mismatch")
+        secure = plan.privacy_mode == "secure-aggregation"
+        _require(secure == (masking is not None), "aggregation-mismatch")
         _require(hashlib.sha256(vector).hexdigest() == order.payload_sha256, "payload-mismatch")
         _require(len(vector) == plan.adapter.size * FLOAT32_BYTES, "payload-mismatch")
         if (entry := self._rounds.find(order.job, order.round)) is not None:
@@ -190,7 +211,23 @@ class SiteAgent:
             self._heads.take(
                 Checkpoint(order.tree_size, order.tree_head, order.peer_size, order.proofs)
             )
-        return self._rounds.run(plan, basis, order, vector)
+        return self._rounds.run(plan, basis, order, vector, masking() if masking else None)
+
+    def _secure(self, order: SecureOrder, parcel: Parcel) -> Parcel:
+        """One step of secure aggregation; only with an update's masks does a site train."""
+        if isinstance(order, MaskOrder):
+            return self._round(
+                order.order, parcel.payload, lambda: self._secure_rounds.masking(order)
+            )
+        plan, _ = self._plan(order.job)
+        _require(plan.sha256 == order.plan_sha256, "plan-mismatch")
+        _require(plan.privacy_mode == "secure-aggregation", "aggregation-mismatch")
+        if isinstance(order, KeysOrder):
+            _require(1 <= order.round <= plan.rounds, "round-out-of-range")
+            _require(order.round > self._rounds.last_round(order.job), "round-stale")
+            self._veto(plan)
+            self._peers.require(plan)
+        return self._secure_rounds.answer(order, parcel.statement, plan)
 
     def _release(self, asked: _Asked, manifest: ReleaseManifest, parcel: Parcel) -> Parcel:
         _require(self._coordinator.key_id in self._policy.coordinators, "policy-coordinator")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -15,8 +16,10 @@ from client_node.inference import loads_canary, transcriber_loader
 from client_node.keys import load_keys, trusted_coordinator
 from client_node.model_store import ModelStore, VerifiedRelease
 from client_node.outbox import Outbox
+from client_node.peers import PeerBook
 from client_node.policy import SitePolicy
 from client_node.private_round import PrivateRounds, Trainer
+from client_node.secure_round import SecureRounds
 from client_node.site_log import SiteLog
 from client_node.store import PlanBook, SiteStore, require_whole_spend
 from client_node.trainer import SpeechTrainer
@@ -131,7 +134,15 @@ def open_agent(
         coordinator=coordinator,
         policy=policy,
         plans=PlanBook(engine),
+        peers=PeerBook(engine, site, identity.public, policy.peers),
         rounds=rounds,
+        secure_rounds=SecureRounds(
+            site=site,
+            identity=identity,
+            ledger=ledger,
+            keep_receipt=keep_receipt,
+            random=os.urandom,
+        ),
         trainer=trainer,
         releases=CheckedReleases(
             ModelStore(home.releases, (coordinator,), parts.base.base_sha256),

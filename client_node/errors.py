@@ -50,6 +50,18 @@ REFUSAL_CODES = frozenset(
         "plan-round",
         "plan-site",
         "accounting-refused",
+        # Secure aggregation.
+        "aggregation-mismatch",
+        "peer-key-changed",
+        "policy-peers",
+        "secure-session",
+        "secure-conflict",
+        "secure-roster",
+        "secure-signature",
+        "secure-shares",
+        "secure-survivors",
+        "secure-confirmations",
+        "secure-input",
         # Training.
         "base-checksum",
         "adapter-mismatch",

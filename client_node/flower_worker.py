@@ -45,14 +45,13 @@ from flwr.supernode.runtime.run_clientapp import push_message, push_task_output
 
 from client_node.errors import RefusalError, refusal_code
 from client_node.site_log import SiteLog
-from privacy.parcel import Parcel, ParcelKind
+from privacy.parcel import COORDINATOR_KINDS, Parcel, ParcelKind
 
 MESSAGE_TYPE = "query"
 TASK_TYPE = "flwr-clientapp"
 ACQUIRE_METHOD = "/flwr.proto.Runtime/AcquireTask"
 POLL_S = 0.1
 FIRST_RETRY_S = 0.05
-COORDINATOR_KINDS = frozenset({"prepare", "round", "release"})
 
 Handle = Callable[[Parcel], Parcel]
 Refuse = Callable[[str], Parcel]

@@ -19,6 +19,7 @@ from client_node.errors import SiteError
 from client_node.home import read_toml, write_private
 from privacy.budget import NO_CAP, BudgetCaps
 from privacy.plan import RoundPlan
+from privacy.secure_aggregation.fixed_point import FixedPoint
 
 FLOAT32_BYTES = 4
 DEFAULT_DELTA = 1e-6
@@ -68,6 +69,11 @@ subject_epsilon = inf
 # any other purpose is refused: a new name must not open a new budget.
 [budget.purposes]
 {purposes}
+
+# Key ids of other sites by name, compared by telephone, for secure aggregation: it hides this
+# site's update among theirs. Once one is listed, every other site of such a plan must be. While
+# none is, a name keeps the key that it first had in a plan.
+[peers]
 """
 
 
@@ -88,6 +94,7 @@ class SitePolicy:
     delta: float
     allow_unprotected: bool
     purposes: dict[str, float]
+    peers: dict[str, str]
     sha256: str
     total_epsilon: float = NO_CAP
     yearly_epsilon: float = NO_CAP
@@ -99,6 +106,7 @@ class SitePolicy:
         fields: dict[str, Any] = read_toml(path)
         budget = fields.pop("budget", {})
         purposes = budget.pop("purposes", {}) if isinstance(budget, dict) else {}
+        fields.setdefault("peers", {})
         merged = {**fields, **(budget if isinstance(budget, dict) else {}), "purposes": purposes}
         expected = {field.name: str(field.type) for field in dataclasses.fields(cls)}
         expected.pop("sha256")
@@ -147,12 +155,25 @@ class SitePolicy:
                 "policy-utterances",
                 plan.max_utterances_per_subject <= self.max_utterances_per_subject,
             ),
-            ("policy-upload", adapter.size * FLOAT32_BYTES <= self.max_upload_bytes),
+            ("policy-upload", upload_bytes(plan) <= self.max_upload_bytes),
+            ("policy-peers", self._knows_peers(plan, site)),
         )
         return list(dict.fromkeys(code for code, holds in rules if not holds))
 
+    def _knows_peers(self, plan: RoundPlan, site: str) -> bool:
+        """Whether `[peers]`, where it lists any, lists every other site of a secure plan."""
+        secure = plan.privacy_mode == "secure-aggregation"
+        return not (secure and self.peers) or set(plan.sites) - {site} <= self.peers.keys()
+
     def _may_train(self, tensor: str) -> bool:
         return any(fnmatch.fnmatchcase(tensor, pattern) for pattern in self.adapter_tensors)
+
+
+def upload_bytes(plan: RoundPlan) -> int:
+    """Bytes of one update. Raises PlanError where no integer holds the plan's bounds."""
+    if plan.privacy_mode == "secure-aggregation":
+        return plan.adapter.size * FixedPoint.of(plan).word_bytes
+    return plan.adapter.size * FLOAT32_BYTES
 
 
 def default_policy(
@@ -205,6 +226,8 @@ def _typed(path: Path, name: str, kind: str, value: Any) -> Any:
         "int": type(value) is int and value >= 0,
         "float": type(value) in (int, float) and value >= 0,
         "bool": type(value) is bool,
+        "dict[str, str]": isinstance(value, dict)
+        and all(isinstance(v, str) for v in value.values()),
         "dict[str, float]": isinstance(value, dict)
         and all(type(v) in (int, float) and v >= 0 for v in value.values()),
     }

@@ -112,8 +112,17 @@ class PrivateRounds:
         """The highest round of `job` sealed here."""
         return self._outbox.last_round(job)
 
-    def run(self, plan: RoundPlan, basis: bytes, order: RoundOrder, vector: bytes) -> Parcel:
+    def run(
+        self,
+        plan: RoundPlan,
+        basis: bytes,
+        order: RoundOrder,
+        vector: bytes,
+        protect: Callable[[bytes], bytes] | None = None,
+    ) -> Parcel:
         """Train and seal one round. The caller has verified plan and order.
+
+        `protect` masks what was trained, before it is sealed.
 
         Raises, before anything is spent, RefusalError for weights out of range and BudgetError;
         RefusalError("round-interrupted") where the round was begun before; whatever the trainer
@@ -135,7 +144,8 @@ class PrivateRounds:
         # One entry of the ledger for each round, whatever the private log has grown by.
         bound = {PRIVATE_ROOT: self._private_log.bind(plan.job, order.round)}
         self._ledger.append(TRAINED, claims.fields() | bound)
-        update = self._seal(order, trained.payload)
+        payload = protect(trained.payload) if protect else trained.payload
+        update = self._seal(order, payload)
         self._outbox.seal(
             order.job,
             order.round,

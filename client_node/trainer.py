@@ -40,6 +40,7 @@ from privacy.probes import (
     probe,
 )
 from privacy.random_source import RandomSource
+from privacy.secure_aggregation.fixed_point import add_noise, pack_integers, to_integers
 
 _Loss = Callable[[], Tensor]
 PROBE_ROWS_PER_STEP = 2
@@ -130,7 +131,8 @@ class SpeechTrainer:
 
         Samples those who arrived in `arrivals` (`privacy.budget.Budget.arrivals`). Raises
         RefusalError as `check_weights` does, and ProbeError, after which nothing of the round
-        may leave.
+        may leave. For secure aggregation the payload is [D] little-endian int64 on the plan's
+        grid, and the probes look at the update that is rounded to it.
         """
         attached = self._load(plan, basis, vector)
         with attached.adapter.training_mode():
@@ -145,7 +147,8 @@ class SpeechTrainer:
         cohort = [subjects[index] for index in chosen]
         rows = self._rows(cohort, plan.max_utterances_per_subject, round_, plan.context_weight)
         sum_D, _ = self._clipped_sum(attached, plan, rows, len(cohort), self._rows_per_step)
-        update_D = privatise(sum_D, plan, draws)
+        secure = plan.privacy_mode == "secure-aggregation"
+        update_D = add_noise(sum_D, plan, draws) if secure else privatise(sum_D, plan, draws)
         done = ProbedRound(
             plan=plan,
             round=round_,
@@ -158,6 +161,8 @@ class SpeechTrainer:
             draws=draws,
         )
         receipt = probe(done, self._marks).require_passed()
+        if secure:
+            return TrainedUpdate(pack_integers(to_integers(update_D, plan)), receipt)
         return TrainedUpdate(update_D.numpy().astype("<f4").tobytes(), receipt)
 
     def _load(self, plan: RoundPlan, basis: bytes, vector: bytes) -> _Attached:

@@ -18,6 +18,7 @@ from privacy.errors import AuricleError
 from privacy.parcel import Parcel, UpdateHeader
 from privacy.peer_heads import PEER_HEAD_CODES
 from privacy.plan import RoundPlan
+from privacy.secure_aggregation.fixed_point import FixedPoint
 from privacy.signing import PublicIdentity, open_as
 
 STATEMENT_LIMIT_BYTES = 64 * 1024
@@ -37,6 +38,7 @@ HOSTILE_CODES = frozenset(
         "update-not-finite",
         "norm-exceeded",
         "noise-missing",
+        "secure-signature",
     }
     | PEER_HEAD_CODES
 )
@@ -61,9 +63,15 @@ class Admission:
     seen: Callable[[str], bool]
 
     @property
+    def masked(self) -> bool:
+        """Whether updates are masked: uniformly random words, that no number can be checked of."""
+        return self.plan.privacy_mode == "secure-aggregation"
+
+    @property
     def payload_bytes(self) -> int:
-        """Exact size of an update: D float32 numbers."""
-        return self.plan.adapter.size * FLOAT32_BYTES
+        """Exact size of an update: D numbers, float32 or the words of the plan's FixedPoint."""
+        number_bytes = FixedPoint.of(self.plan).word_bytes if self.masked else FLOAT32_BYTES
+        return self.plan.adapter.size * number_bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +130,8 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("payload-mismatch", lambda c, _: c.header.size_bytes == len(c.parcel.payload)),
     ("shape-mismatch", lambda c, a: len(c.parcel.payload) == a.payload_bytes),
     ("update-replayed", _unseen),
+)
+OPEN_CHECKS: tuple[tuple[str, Check], ...] = (
     ("update-not-finite", _finite),
     ("norm-exceeded", _bounded),
     ("noise-missing", _noised),
@@ -139,7 +149,7 @@ def admit(parcel: Parcel, admission: Admission) -> UpdateHeader:
     except AuricleError as error:
         raise _refusal("signature-invalid") from error
     candidate = _Candidate(parcel, header)
-    for code, passes in CHECKS:
+    for code, passes in CHECKS if admission.masked else (*CHECKS, *OPEN_CHECKS):
         _require(passes(candidate, admission), code)
     return header
 

@@ -70,13 +70,12 @@ from flwr.superlink.servicer.control import control_handlers
 from flwr.superlink.servicer.runtime import runtime_handlers
 
 from coordinator.link import Delivery
-from privacy.parcel import Parcel, ParcelKind
+from privacy.parcel import SITE_KINDS, Parcel
 
 MESSAGE_TYPE = "query"
 MESSAGE_TTL_S = 24 * 3600.0
 # Message, records, array and its 20 MB chunks: a parcel of a gigabyte is below this.
 MAX_REPLY_OBJECTS = 64
-SITE_KINDS: frozenset[ParcelKind] = frozenset({"accepted", "update", "activated", "refused"})
 
 _OWNER = AccountInfo(flwr_aid=NOOP_FLWR_AID, account_name=NOOP_ACCOUNT_NAME)
 _SUPERLINK_NODE = Node(node_id=SUPERLINK_NODE_ID)

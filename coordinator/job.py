@@ -30,6 +30,8 @@ from coordinator.planning import mechanism_fields
 from coordinator.registry import Registry, SiteRecord
 from coordinator.release import make_manifest, write_files
 from coordinator.rounds import OK, ClockRead, RoundState, advance, weigh_codes
+from coordinator.secure_records import SecureRecords
+from coordinator.secure_round import UPDATE, SecureRound
 from privacy.errors import LedgerError
 from privacy.parcel import Parcel, ReleaseManifest, RoundOrder, UpdateHeader
 from privacy.peer_heads import PEER_HEAD_CODES, Checkpoint, PeerHeads
@@ -46,6 +48,7 @@ class Tools:
     """What the loop works with; all of it is passed in."""
 
     jobs: Jobs
+    secure: SecureRecords
     registry: Registry
     journal: Journal
     identity: Identity
@@ -61,6 +64,7 @@ class JobLoop:
         self._job = job
         self._tools = tools
         self._dispatch = Dispatch(link, tools.clock)
+        self._secure = SecureRound(job, tools.jobs, tools.secure, tools.identity, self._order)
 
     def run(self, wait: Callable[[float], bool]) -> None:
         """Run until the job is finished or `wait(seconds)` returns True.
@@ -91,7 +95,7 @@ class JobLoop:
     def _ask(self, record: JobRecord) -> None:
         questions = self._questions(record)
         asked = self._dispatch.ask(questions)
-        ordered = any(questions[site].key[0] == "round" for site in asked)
+        ordered = any(questions[site].key[0] in ("round", UPDATE) for site in asked)
         if ordered and record.round is not None and record.round.status == "open":
             self._tools.jobs.orders_sent(self._job, record.round.number)
 
@@ -100,7 +104,8 @@ class JobLoop:
         if record.state in FINISHED:
             return {}  # one answer may abandon the job before the next is taken
         active = self._tools.registry.active()
-        questions = {}
+        questions: dict[str, Question] = {}
+        in_round: list[SiteRecord] = []
         for site, participant in record.participants.items():
             if site not in active or participant.plan_code not in (None, OK):
                 continue
@@ -111,10 +116,14 @@ class JobLoop:
                     questions[site] = Question(("release", 0), parcel)
             elif participant.plan_code is None:
                 questions[site] = Question(("prepare", 0), lambda: self._plan_parcel(record))
+            elif record.round is not None and _is_secure(record):
+                in_round.append(to)
             elif record.round is not None and site in record.round.missing:
                 key = ("round", record.round.number)
                 parcel = functools.partial(self._order_parcel, record, to)
                 questions[site] = Question(key, parcel)
+        if in_round and record.round is not None:
+            questions |= self._secure.questions(record, record.round, in_round)
         return questions
 
     def _plan_parcel(self, record: JobRecord) -> Parcel:
@@ -122,19 +131,21 @@ class JobLoop:
         return Parcel("prepare", record.plan_statement, basis)
 
     def _order_parcel(self, record: JobRecord, site: SiteRecord) -> Parcel:
+        weights = self._tools.jobs.checkpoint(self._job).weights
+        return Parcel("round", seal(self._order(record, site), self._tools.identity), weights)
+
+    def _order(self, record: JobRecord, site: SiteRecord) -> RoundOrder:
         """The round's order with our ledger's head, proved to extend those that the site holds."""
-        identity = self._tools.identity
-        order = open_as(RoundOrder, record.order_statement, (identity.public,))
+        trusted = (self._tools.identity.public,)
+        order = open_as(RoundOrder, record.order_statement, trusted)
         head = self._heads(site).show()
-        order = dataclasses.replace(
+        return dataclasses.replace(
             order,
             tree_head=head.root,
             tree_size=head.size,
             peer_size=head.peer_size,
             proofs=head.proofs,
         )
-        weights = self._tools.jobs.checkpoint(self._job).weights
-        return Parcel("round", seal(order, identity), weights)
 
     def _heads(self, site: SiteRecord) -> PeerHeads:
         # A site enrolled again under its name has a new key, and begins a new ledger.
@@ -155,7 +166,7 @@ class JobLoop:
         if site is None or question is None or question.key != reply.key:
             return  # revoked or quarantined meanwhile, or too late for its round
         match reply.key[0]:
-            case "round":
+            case "round" | "secure-round":
                 self._take_update(reply.parcel, record, site, number=reply.key[1])
             case "prepare":
                 code = answer_code(
@@ -175,6 +186,8 @@ class JobLoop:
                     subject_sha256=self._manifest_sha256(),
                 )
                 self._tools.jobs.answer_release(self._job, site.name, code)
+            case _:
+                self._secure.take(reply, record, site, self._tools.clock())
 
     def _take_update(
         self, parcel: Parcel, record: JobRecord, site: SiteRecord, *, number: int
@@ -242,9 +255,11 @@ class JobLoop:
             else:
                 self._sign_release(record, now_s)
         elif state.status == "aggregating":
-            self._aggregate(record, state.number, now_s)
+            self._aggregate(record, state, now_s)
         elif lost := self._lost_site(record, state):
             self._tools.jobs.refuse(self._job, state.number, *lost, now_s=now_s)
+        elif _is_secure(record) and self._secure.advance(record, state, now_s):
+            pass
         elif advance(state, ClockRead(now_s)) != state:
             self._tools.jobs.read_clock(self._job, state.number, now_s)
 
@@ -277,12 +292,21 @@ class JobLoop:
         statement = seal(order, tools.identity)
         tools.jobs.open_round(self._job, number, sites, statement, now_s=now_s)
 
-    def _aggregate(self, record: JobRecord, number: int, now_s: float) -> None:
+    def _aggregate(self, record: JobRecord, state: RoundState, now_s: float) -> None:
         """Step the weights by the round's updates and checkpoint them."""
-        jobs, plan = self._tools.jobs, record.plan
+        jobs, plan, number = self._tools.jobs, record.plan, state.number
+        facts = mechanism_fields(plan)
+        if _is_secure(record):
+            secure_D = self._secure.gradient(record, state, now_s)
+            if secure_D is None:
+                return
+            gradient_D = secure_D
+            facts |= self._secure.facts(record, number)
+        else:
+            payloads = jobs.payloads(self._job, number)
+            gradient_D = aggregate(payloads, plan.adapter.size, plan.divisor)
         checkpoint = jobs.checkpoint(self._job)
-        gradient_D = aggregate(jobs.payloads(self._job, number), plan.adapter.size, plan.divisor)
-        weights_D, state = apply(
+        weights_D, optimiser = apply(
             plan.optimiser,
             unpack(checkpoint.weights),
             gradient_D,
@@ -290,8 +314,10 @@ class JobLoop:
             plan.rounds,
         )
         weights = pack(weights_D)
-        facts = {"weights_sha256": hashlib.sha256(weights).hexdigest()} | mechanism_fields(plan)
-        jobs.finish_round(self._job, number, weights, state.to_bytes(), facts=facts, now_s=now_s)
+        facts["weights_sha256"] = hashlib.sha256(weights).hexdigest()
+        jobs.finish_round(
+            self._job, number, weights, optimiser.to_bytes(), facts=facts, now_s=now_s
+        )
         _log.info("job %s: round %d of %d is done", self._job, number, plan.rounds)
 
     def _sign_release(self, record: JobRecord, now_s: float) -> None:
@@ -307,3 +333,7 @@ class JobLoop:
         manifest = make_manifest(record, adapter, tools.journal.ledger, now_s)
         statement = seal(manifest, tools.identity)
         tools.jobs.begin_release(self._job, manifest.release, statement, adapter, now_s=now_s)
+
+
+def _is_secure(record: JobRecord) -> bool:
+    return record.plan.privacy_mode == "secure-aggregation"

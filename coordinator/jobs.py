@@ -37,10 +37,12 @@ from coordinator.rounds import (
     Reopened,
     RoundState,
     SiteRefused,
+    SumLost,
     UpdateAdmitted,
     advance,
     weigh_codes,
 )
+from coordinator.secure_records import clear_steps, forget_refusals, sum_begun
 from coordinator.store import JobRow, ParticipantRow, ReleaseRow, RoundRow, UpdateRow
 from privacy.parcel import UpdateHeader
 from privacy.plan import RoundPlan
@@ -205,8 +207,16 @@ class Jobs(JobReader):
                 .where(UpdateRow.job == job, UpdateRow.number == number)
                 .values(payload=None)
             )
+            clear_steps(session, job, number)
             outcome = {"admitted": sorted(state.admitted), "missing": list(state.missing)}
             note(session, "round.aggregated", {"job": job, "round": number} | outcome | facts)
+
+    def lose_sum(self, job: str, number: int, code: str, *, now_s: float) -> None:
+        """Abandon a round whose secure sum cannot be had, for the reason `code`."""
+        with writing(self._engine) as session:
+            _apply(session, job, number, SumLost(), now_s)
+            job_row(session, job).reason = f"the secure sum of round {number} was lost: {code}"
+            note(session, "sum.lost", {"job": job, "round": number, "code": code})
 
     def begin_release(
         self, job: str, release: str, statement: bytes, adapter: bytes, *, now_s: float
@@ -265,9 +275,13 @@ class Jobs(JobReader):
             for person in participant_rows(session, job):
                 person.plan_code = OK if person.plan_code == OK else None
             if latest and latest.status == "abandoned":
-                _apply(session, job, latest.number, Reopened(deadline_at_s), now_s)
-                gone = (UpdateRow.job == job, UpdateRow.number == latest.number)
-                session.execute(delete(UpdateRow).where(*gone, UpdateRow.code != ADMITTED))
+                closed = sum_begun(session, job, latest.number)
+                _apply(session, job, latest.number, Reopened(deadline_at_s, closed), now_s)
+                if closed:
+                    forget_refusals(session, job, latest.number)
+                else:
+                    gone = (UpdateRow.job == job, UpdateRow.number == latest.number)
+                    session.execute(delete(UpdateRow).where(*gone, UpdateRow.code != ADMITTED))
             note(session, "job.resumed", {"job": job})
 
     def renew_deadline(self, job: str, now_s: float) -> None:

@@ -99,12 +99,14 @@ class Operations:
         tools = self.tools
         artifacts = tools.artifacts.prepare(request.base_folder, request.adapter)
         now_s = tools.clock()
+        active = tools.registry.active()
         plan = make_plan(
             request,
             artifacts,
-            tools.registry.active(),
+            active,
             job=secrets.token_hex(JOB_ID_BYTES),
             issued_at_s=now_s,
+            site_keys={name: site.identity.raw_hex for name, site in active.items()},
         )
         checkpoint = Checkpoint(
             basis=artifacts.basis,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any
 
 from coordinator.errors import RequestError
@@ -13,16 +14,21 @@ from coordinator.model_artifacts import JobArtifacts
 from coordinator.request import JobRequest
 from privacy.accountant import MechanismEvent, epsilon, epsilon_sec, noise_multiplier_for
 from privacy.plan import RoundPlan
+from privacy.secure_aggregation.setting import Setting
+
+_NO_KEYS: Mapping[str, str] = MappingProxyType({})
 
 
 def make_plan(
     request: JobRequest,
     artifacts: JobArtifacts,
     active_sites: Collection[str],
+    *,
     job: str,
     issued_at_s: float,
+    site_keys: Mapping[str, str] = _NO_KEYS,
 ) -> RoundPlan:
-    """The plan that answers `request`.
+    """The plan that answers `request`; `site_keys` are raw public keys (hex) by site.
 
     Raises RequestError where a named site is not active, PlanError where a range is broken.
     """
@@ -39,7 +45,12 @@ def make_plan(
             remedy="make an invite for each site and let it join first",
             code="no-sites",
         )
-    return RoundPlan(
+    secure = request.privacy_mode == "secure-aggregation"
+    quorum = request.quorum or len(sites)
+    honest_sites = max(1, len(sites) - 1)
+    if secure:
+        honest_sites = min(max(2, honest_sites), quorum)
+    plan = RoundPlan(
         job=job,
         purpose=request.purpose,
         base_sha256=artifacts.base_sha256,
@@ -51,16 +62,20 @@ def make_plan(
         delta=request.delta,
         expected_subjects=request.expected_subjects,
         max_utterances_per_subject=request.max_utterances_per_subject,
-        honest_sites=request.honest_sites or max(1, len(sites) - 1),
+        honest_sites=request.honest_sites or honest_sites,
         sites=sites,
-        quorum=request.quorum or len(sites),
+        quorum=quorum,
         deadline_s=request.deadline_s,
         optimiser=request.optimiser.spec(),
         issued_at=datetime.fromtimestamp(issued_at_s, UTC).isoformat(timespec="seconds"),
         context_weight=request.context_weight,
         privacy_mode=request.privacy_mode,
         adjacency=request.adjacency,
+        site_keys=tuple(site_keys[site] for site in sites) if secure else (),
     )
+    if secure:
+        Setting.of(plan, 1)  # the keys are keys, and integers hold the plan's bounds
+    return plan
 
 
 @functools.lru_cache(maxsize=256)
@@ -97,6 +112,7 @@ def mechanism_fields(plan: RoundPlan) -> dict[str, Any]:
         "delta": plan.delta,
         "steps": 1,
         "honest_sites": plan.honest_sites,
+        "privacy_mode": plan.privacy_mode,
         "plan_sha256": plan.sha256,
         "base_sha256": plan.base_sha256,
     }

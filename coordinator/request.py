@@ -63,10 +63,12 @@ class JobRequest:
         epsilon: target ε_loc over all rounds; give this or `noise_multiplier`.
         noise_multiplier: σ.
         adjacency: which data sets are neighbours; as in the plan.
-        privacy_mode: "none" trains without noise, for comparisons on synthetic data only.
+        privacy_mode: "secure-aggregation" shows the coordinator sums over sites only; "none" trains
+            without noise, for comparisons on synthetic data only.
         sites: names, or empty for every active site.
         quorum: fewest updates that make a round; None asks for all sites.
-        honest_sites: h for ε_sec; None assumes all sites but one.
+        honest_sites: h for ε_sec; None assumes all sites but one. Under secure aggregation it is
+            of every quorum of sites, and together they must be more than the sites.
         deadline_s: seconds that a round may stay open.
         context_weight: weight of the tokens outside a recording's term, in [0, 1].
     """

@@ -4,6 +4,9 @@
       │                       │
       └────────▶ abandoned ◀──┘   (quorum out of reach, or deadline passed below quorum)
 
+Under secure aggregation "open" also spans the exchange of keys and shares, and "aggregating" may
+end in "abandoned" when too few survivors are left to unmask the sum (`coordinator.secure_round`).
+
 A round collects until every expected site has answered or the deadline passes: reaching the
 quorum early does not close it, so that a slow site is never silently dropped. Sites that have not
 answered when it closes are its stragglers and are named. Whoever runs the machine reads the clock
@@ -57,13 +60,23 @@ class Aggregated:
 
 
 @dataclasses.dataclass(frozen=True)
+class SumLost:
+    """Too few sites are left to unmask the round's secure sum."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Reopened:
-    """An operator gives an abandoned round another chance until `deadline_at_s`."""
+    """An operator gives an abandoned round another chance until `deadline_at_s`.
+
+    `updates_closed`: sites may have confirmed who survived, so that no update can be added and
+    only the secure sum is tried again.
+    """
 
     deadline_at_s: float
+    updates_closed: bool = False
 
 
-Event = OrdersSent | UpdateAdmitted | SiteRefused | ClockRead | Aggregated | Reopened
+Event = OrdersSent | UpdateAdmitted | SiteRefused | ClockRead | Aggregated | SumLost | Reopened
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,10 +138,11 @@ def advance(state: RoundState, event: Event) -> RoundState:
         case (("open" | "collecting"), SiteRefused(site, code)):
             _expect(state, site)
             return _weighed(dataclasses.replace(state, refused=(*state.refused, (site, code))))
-        case "aggregating", Aggregated():
-            return dataclasses.replace(state, status="released")
-        case "abandoned", Reopened(deadline_at_s):
-            return _reopened(state, deadline_at_s)
+        case "aggregating", (Aggregated() | SumLost()):
+            done = isinstance(event, Aggregated)
+            return dataclasses.replace(state, status="released" if done else "abandoned")
+        case "abandoned", Reopened():
+            return _reopened(state, event)
     raise RoundError(
         f"round {state.number} is {state.status} and cannot take {type(event).__name__}",
         remedy="look at the job's status; a closed round takes nothing more",
@@ -136,12 +150,12 @@ def advance(state: RoundState, event: Event) -> RoundState:
     )
 
 
-def _reopened(state: RoundState, deadline_at_s: float) -> RoundState:
+def _reopened(state: RoundState, event: Reopened) -> RoundState:
     return dataclasses.replace(
         state,
-        status="open",
-        refused=(),
-        deadline_at_s=deadline_at_s,
+        status="aggregating" if event.updates_closed else "open",
+        refused=state.refused if event.updates_closed else (),
+        deadline_at_s=event.deadline_at_s,
         attempt=state.attempt + 1,
     )
 

@@ -22,6 +22,7 @@ from coordinator.model_artifacts import ArtifactSource, SpeechArtifacts
 from coordinator.operations import Operations
 from coordinator.public_api import ENROL_LIMIT_BYTES, ENROL_PATH, create_public_app
 from coordinator.registry import Enrolment, Registry, SiteRecord
+from coordinator.secure_records import SecureRecords
 from coordinator.store import create_schema
 from privacy.errors import AuricleError, LedgerError
 from privacy.ledger import Ledger
@@ -54,6 +55,7 @@ class Coordinator:
         log_id = f"coordinator/{identity.public.key_id[:16]}"
         ledger = Ledger(self.engine, identity, log_id, lambda: datetime.fromtimestamp(clock(), UTC))
         self._tools = Tools(
+            secure=SecureRecords(self.engine),
             jobs=Jobs(self.engine),
             registry=Registry(self.engine, identity, clock),
             journal=Journal(self.engine, ledger),

@@ -116,6 +116,33 @@ class UpdateRow(Base):
     payload: Mapped[bytes | None] = mapped_column(LargeBinary, deferred=True)
 
 
+class SecureRoundRow(Base):
+    """Where a round of secure aggregation stands; no row while it waits for keys."""
+
+    __tablename__ = "secure_round"
+
+    job: Mapped[str] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    stage: Mapped[str]
+
+
+class SecureAnswerRow(Base):
+    """One site's answer to one step of secure aggregation: what it signed, or a refusal's code.
+
+    What is here never opens one site's update: see `privacy.secure_aggregation`. Only confirmations
+    outlast their round.
+    """
+
+    __tablename__ = "secure_answer"
+
+    job: Mapped[str] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    step: Mapped[str] = mapped_column(primary_key=True)
+    site: Mapped[str] = mapped_column(primary_key=True)
+    code: Mapped[str]
+    statement: Mapped[bytes] = mapped_column(LargeBinary)
+
+
 class ReleaseRow(Base):
     """A signed release. The files in releases/ are a copy of these bytes."""
 

@@ -7,15 +7,35 @@ Coordinator to site: `prepare` (plan; payload is the frozen basis), `round` (ord
 adapter's current trainable numbers), `release` (manifest; payload is the adapter as safetensors).
 Site to coordinator: `accepted`, `update` (payload is the packed noisy sum), `activated`,
 `refused`. A refusal carries a code and nothing else: no text of a site ever leaves it.
+
+Under secure aggregation `round` is replaced by five exchanges, whose statements are in
+`privacy.secure_aggregation.messages`: `secure-keys` and `keys`, `secure-shares` and `shares`,
+`secure-round` (payload as in `round`) and `update` (payload masked), `secure-confirm` and
+`confirmed`, `secure-unmask` and `unmasked`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from typing import Literal
+from typing import Literal, get_args
 
-ParcelKind = Literal["prepare", "round", "release", "accepted", "update", "activated", "refused"]
+CoordinatorKind = Literal[
+    "prepare",
+    "round",
+    "release",
+    "secure-keys",
+    "secure-shares",
+    "secure-round",
+    "secure-confirm",
+    "secure-unmask",
+]
+SiteKind = Literal[
+    "accepted", "update", "activated", "refused", "keys", "shares", "confirmed", "unmasked"
+]
+ParcelKind = CoordinatorKind | SiteKind
+COORDINATOR_KINDS: frozenset[CoordinatorKind] = frozenset(get_args(CoordinatorKind))
+SITE_KINDS: frozenset[SiteKind] = frozenset(get_args(SiteKind))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +81,10 @@ class RoundOrder:
 
 @dataclasses.dataclass(frozen=True)
 class UpdateHeader:
-    """Site's statement over its update; `payload_sha256` covers the packed float32 array."""
+    """Site's statement over its update; `payload_sha256` covers the packed array.
+
+    The array is float32, or under secure aggregation unsigned words (`FixedPoint`).
+    """
 
     job: str
     round: int

@@ -21,8 +21,9 @@ PLAN_FORMAT_V1 = "auricle/plan/v1"
 PLAN_FORMAT = "auricle/plan/v2"  # demands a probe receipt of every round
 MIN_SAMPLING_RATE = 1e-4  # below it the accountant takes minutes, and no site has a lot
 JOB_NAME = re.compile(r"[0-9a-f]{1,64}")
+_SITE_KEY = re.compile(r"[0-9a-f]{64}")
 AdapterKind = Literal["lora", "core"]
-PrivacyMode = Literal["local-noise", "none"]
+PrivacyMode = Literal["local-noise", "secure-aggregation", "none"]
 Adjacency = Literal["add_or_remove_one", "replace_one"]
 OptimiserName = Literal["adam", "sgd"]
 Schedule = Literal["constant", "linear"]
@@ -104,6 +105,11 @@ class RoundPlan:
             more or less, or one replaced by another, which takes more noise at the same ε.
         context_weight: weight, in the loss of a recording whose term is known, of the tokens
             outside that term (whose own weight is 1), in [0, 1].
+        privacy_mode: "local-noise" shows the coordinator each site's noisy sum;
+            "secure-aggregation" only the sum over sites (`privacy.secure_aggregation`); "none" adds
+            no noise.
+        site_keys: for secure aggregation, the raw Ed25519 public key of each of `sites`, in hex
+            and in that order; empty otherwise.
     """
 
     job: str
@@ -125,6 +131,7 @@ class RoundPlan:
     issued_at: str
     context_weight: float = 1.0
     privacy_mode: PrivacyMode = "local-noise"
+    site_keys: tuple[str, ...] = ()
     unit: Literal["subject"] = "subject"
     adjacency: Adjacency = "add_or_remove_one"
     format: str = PLAN_FORMAT
@@ -154,6 +161,26 @@ class RoundPlan:
             _check(self.noise_multiplier == 0, "noise_multiplier", "must be 0 without privacy")
         else:
             _check(0 < self.noise_multiplier < 1e4, "noise_multiplier", "must be in (0, 10000)")
+        if self.privacy_mode == "secure-aggregation":
+            self._check_secure()
+        else:
+            _check(self.site_keys == (), "site_keys", "is for secure aggregation only")
+
+    def _check_secure(self) -> None:
+        """Thresholds under which no active coordinator gets two sums of one round.
+
+        The quorum m is the threshold of survivors. With h of every m honest, m - h sites of the n
+        may help the coordinator; two lists of survivors, each signed by m sites of which an honest
+        one signs once, need 2m ≤ n + (m - h). So m + h > n allows one list only (Bonawitz et al.
+        2017, section 6.2, t > (n + colluding) / 2), and any sum has h honest sites' noise.
+        """
+        _check(2 <= self.honest_sites <= self.quorum, "honest_sites", "must be 2..quorum")
+        more = self.quorum + self.honest_sites > len(self.sites)
+        _check(more, "quorum", "and honest_sites together must be more than the sites")
+        _check(len(self.site_keys) == len(self.sites), "site_keys", "must be one for each site")
+        _check(len(set(self.site_keys)) == len(self.site_keys), "site_keys", "must be distinct")
+        well_formed = all(_SITE_KEY.fullmatch(key) for key in self.site_keys)
+        _check(well_formed, "site_keys", "must be 64 hex digits each")
 
     @property
     def divisor(self) -> float:
@@ -184,7 +211,8 @@ class RoundPlan:
                 adapter[key] = tuple(adapter[key])
             fields["adapter"] = AdapterSpec(**adapter)
             fields["optimiser"] = OptimiserSpec(**fields["optimiser"])
-            fields["sites"] = tuple(fields["sites"])
+            for key in ("sites", "site_keys"):
+                fields[key] = tuple(fields.get(key, ()))
             return cls(**fields)
         except PlanError:
             raise

@@ -12,7 +12,6 @@ import json
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import get_args
 
 import rfc8785
 from pydantic import TypeAdapter, ValidationError
@@ -21,7 +20,7 @@ from securesystemslib.dsse import Envelope
 from privacy.durable_file import replacing
 from privacy.errors import AuricleError
 from privacy.ledger_entry import timestamp
-from privacy.parcel import Parcel, ParcelKind
+from privacy.parcel import SITE_KINDS, Parcel, ParcelKind
 
 _RECEIPT = ".receipt.json"
 _STATEMENT = ".statement.json"
@@ -120,7 +119,7 @@ def _names(parcel: Parcel) -> tuple[str, int]:
     try:
         statement = json.loads(Envelope.from_dict(json.loads(parcel.statement)).payload)
         job, round_ = statement["job"], statement["round"]
-        if parcel.kind not in get_args(ParcelKind):
+        if parcel.kind not in SITE_KINDS:
             raise ValueError("its kind is unknown")
         if not isinstance(job, str) or type(round_) is not int or round_ < 0:
             raise ValueError("it names no job and round")

@@ -64,6 +64,16 @@ class PublicIdentity:
         return cls._of(_read_public(public_pem))
 
     @classmethod
+    def from_raw(cls, raw: bytes) -> Self:
+        """The identity of 32 raw key bytes (RFC 8032). Raises ValueError."""
+        return cls._of(Ed25519PublicKey.from_public_bytes(raw))
+
+    @property
+    def raw_hex(self) -> str:
+        """The 32 raw key bytes, in hex."""
+        return self._key.public_bytes_raw().hex()
+
+    @classmethod
     def _of(cls, key: Ed25519PublicKey) -> Self:
         pem = key.public_bytes(
             serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo

@@ -48,6 +48,9 @@ def start(
     ] = None,
     quorum: Annotated[int | None, typer.Option(help="Fewest updates that make a round.")] = None,
     deadline_s: Annotated[float | None, typer.Option(help="Seconds a round may stay open.")] = None,
+    secure_aggregation: Annotated[
+        bool, typer.Option(help="Show the coordinator the sum over sites only.")
+    ] = False,
     base_folder: Annotated[
         Path | None, typer.Option(help="The prepared base; without it, the home's.")
     ] = None,
@@ -72,6 +75,7 @@ def start(
         "sites": site,
         "quorum": quorum,
         "deadline_s": deadline_s,
+        "privacy_mode": "secure-aggregation" if secure_aggregation else None,
         "base_folder": str((base_folder or root / "base").absolute()),
     }
     fields = job_request(request, options)

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from sqlalchemy import delete
 from torch import Tensor
 
 from client_node.consent import withdraw_consent
 from client_node.errors import RefusalError
 from client_node.features import forget_states, window_for
+from client_node.noise_marks import NoiseMarkRow
 from client_node.trainer import SpeechTrainer
 from client_node.weights import ROUNDING_MARGIN
 from model_core.adapter import AdapterConfig, attach
@@ -21,6 +23,8 @@ from model_core.basis import basis_from_bytes
 from model_core.training import collate, encode, make_example, row_losses
 from privacy.plan import RoundPlan
 from privacy.random_source import DeterministicRandomSource
+from privacy.secure_aggregation.fixed_point import FixedPoint, unpack_integers
+from privacy.store import writing
 from tests.client_node.harness import Site, make_plan
 
 
@@ -246,3 +250,29 @@ def test_states_are_computed_once_and_survive_a_restart(
     assert torch.equal(first, again)
     for path in peopled.home.features.rglob("*"):
         assert path.stat().st_mode & 0o077 == 0
+
+
+def test_a_secure_round_is_the_plain_one_on_the_grid(site: Site, nano: SpeechBase) -> None:
+    """Same draws, same gradients, and every probe passed: only the rounding differs."""
+    for number in range(4):
+        site.record(f"p{number}", "two words")
+    plan, basis = make_plan(nano)
+    key = "".join(f"{n:02x}" for n in range(32))
+    secure = dataclasses.replace(
+        plan,
+        privacy_mode="secure-aggregation",
+        site_keys=(key, key[::-1]),
+        quorum=2,
+        honest_sites=2,
+    )
+    vector = packed(start_vector(plan))
+    plain_D = unpacked(trainer_of(site).train(plan, basis, 1, vector).payload).double().numpy()
+    with writing(site.engine()) as session:  # or the noise probe knows the draw again
+        session.execute(delete(NoiseMarkRow))
+    trained = trainer_of(site).train(secure, basis, 1, vector)
+    grid = FixedPoint.of(secure)
+    integers_D = unpack_integers(trained.payload)
+    assert integers_D.shape == (plan.adapter.size,)
+    apart_D = abs(integers_D * grid.step - plain_D)
+    assert 0 < apart_D.max() <= grid.step / 2 + 1e-6
+    trained.probes.require_passed()

@@ -21,6 +21,7 @@ from coordinator.model_artifacts import JobArtifacts
 from coordinator.operations import Operations
 from coordinator.registry import Endpoint, Enrolment, Registry
 from coordinator.request import JobRequest
+from coordinator.secure_records import SecureRecords
 from coordinator.store import create_schema
 from privacy.ledger import Ledger
 from privacy.parcel import Answer, Parcel, ReleaseManifest, RoundOrder, UpdateHeader
@@ -190,6 +191,7 @@ def make_tools(folder: Path, identity: Identity, clock, url: str = "") -> tuple[
     ledger = Ledger(engine, identity, "coordinator", lambda: datetime.fromtimestamp(clock(), UTC))
     tools = Tools(
         jobs=Jobs(engine),
+        secure=SecureRecords(engine),
         registry=Registry(engine, identity, clock),
         journal=Journal(engine, ledger),
         identity=identity,
