@@ -147,9 +147,9 @@ BUDGET = (
         "an auditor who believes that a crash showed nothing",
         (
             Edit(
-                Spend._events,
-                "for event, steps in self._composed.items()",
-                "for event, steps in self._composed.items() if self._trained",
+                Spend.derive,
+                "for run in self._runs.values()]",
+                "for key, run in self._runs.items() if key in self._trained]",
             ),
         ),
         VERIFY_TESTS,
