@@ -215,12 +215,13 @@ class Site:
         return open_as(Answer, reply.statement, (self.keys.identity.public,))
 
     def record(self, subject: str, text: str, seconds: float = 0.4, **fields: object) -> None:
-        """Store one recording of a tone of its own."""
+        """Store one recording of a tone of its own, which swells: a steady one is no speech."""
         store = self.parts().store
         count = store.counts().recordings
         path = self.home.root / f"{fields.pop('name', 'clip')}-{count}.wav"
         time_s = np.arange(int(seconds * RATE_HZ)) / RATE_HZ
-        soundfile.write(path, 0.3 * np.sin(2 * np.pi * (200 + 17 * count) * time_s), RATE_HZ)
+        swell = 0.3 * np.sin(2 * np.pi * 2 * time_s)
+        soundfile.write(path, swell * np.sin(2 * np.pi * (200 + 17 * count) * time_s), RATE_HZ)
         recording = NewRecording(
             audio_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
             path=str(path),
