@@ -17,9 +17,10 @@ from typing import Any
 
 from model_core.audio import RATE_HZ, read_audio
 from model_core.base import SpeechBase
+from model_core.calibration import Calibration, calibration, score_words
 from model_core.errors import ManifestError
 from model_core.evaluate import character_error_rate, normalise, term_accuracy, word_error_rate
-from model_core.transcribe import Transcriber
+from model_core.transcribe import Transcriber, Transcript
 
 DEFAULT_LANGUAGE = "en"
 _BATCH = 16
@@ -47,6 +48,7 @@ class Scores:
         cer: character errors per reference character.
         terms_right: occurrences of terms that were transcribed.
         terms_total: occurrences of terms in the references.
+        calibration: of the words' confidences; None where no word was heard.
     """
 
     recordings: int
@@ -56,6 +58,7 @@ class Scores:
     cer: float
     terms_right: int
     terms_total: int
+    calibration: Calibration | None
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class Report:
 class _Heard:
     recording: Recording
     text: str
+    words: tuple[tuple[str, float], ...]
     audio_s: float
 
 
@@ -105,10 +109,10 @@ def evaluate(base: SpeechBase, recordings: Sequence[Recording]) -> Report:
             batch = mine[start : start + _BATCH]
             clips = [read_audio(recording.audio) for recording in batch]
             began_s = time.perf_counter()
-            transcripts = transcriber.transcribe_many(clips)
+            transcripts = transcriber.transcribe_many(clips, words=True)
             compute_s += time.perf_counter() - began_s
             heard += [
-                _Heard(recording, transcript.text, len(clip) / RATE_HZ)
+                _Heard(recording, transcript.text, _confidences(transcript), len(clip) / RATE_HZ)
                 for recording, transcript, clip in zip(batch, transcripts, clips, strict=True)
             ]
     by_language = {
@@ -133,7 +137,15 @@ def _scores(heard: Sequence[_Heard]) -> Scores:
         cer=character_error_rate(references, texts),
         terms_right=sum(score.right for score in terms),
         terms_total=sum(score.total for score in terms),
+        calibration=calibration(
+            pair for each in heard for pair in score_words(each.recording.text, each.words)
+        ),
     )
+
+
+def _confidences(transcript: Transcript) -> tuple[tuple[str, float], ...]:
+    words = (word for segment in transcript.segments for word in segment.words)
+    return tuple((word.text, word.confidence) for word in words)
 
 
 def _recording(line: int, text: str, path: Path) -> Recording:

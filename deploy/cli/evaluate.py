@@ -37,7 +37,8 @@ def evaluate(
 ) -> None:
     """Transcribe the recordings of a manifest and compare with their texts.
 
-    Prints word and character error rate and the terms that were right, for all and by language.
+    Prints word and character error rate, the terms that were right, and how far the words'
+    confidences are from the truth (expected calibration error), for all and by language.
     """
     from model_core import evaluation
     from model_core.adapter_stack import merge_adapters
@@ -57,10 +58,11 @@ def evaluate(
             f"{100 * each.wer:.2f} %",
             f"{100 * each.cer:.2f} %",
             f"{each.terms_right} of {each.terms_total}",
+            "-" if each.calibration is None else f"{each.calibration.ece:.3f}",
         )
         for name, each in rows.items()
     ]
-    columns = ("Language", "Recordings", "Audio", "WER", "CER", "Terms right")
+    columns = ("Language", "Recordings", "Audio", "WER", "CER", "Terms right", "ECE")
     real_time = report.compute_s / report.overall.audio_s
     emit(
         {"base_sha256": base.base_sha256, **dataclasses.asdict(report)},

@@ -8,7 +8,7 @@ import soundfile
 
 from model_core.base import open_base, save_base
 from model_core.errors import ManifestError
-from model_core.evaluate import term_accuracy, word_error_rate
+from model_core.evaluate import normalise, term_accuracy, word_error_rate
 from model_core.evaluation import evaluate, read_manifest
 from model_core.nano import nano_base, write_nano_checkpoint
 from model_core.transcribe import Transcriber
@@ -38,6 +38,9 @@ def test_report_is_what_the_transcripts_say(tiny_base, clips, manifest):
     # "else" is missed, "office" is in no reference of its own line.
     assert (report.overall.terms_right, report.overall.terms_total) == (own.right, 2)
     assert report.by_language == {"en": report.overall}
+    calibrated = report.overall.calibration
+    assert calibrated.words == sum(len(normalise(text).split()) for text in heard)
+    assert 0 < calibrated.ece < 1
     assert not any(sentence in str(report) for sentence in (*SENTENCES, *heard))
 
 
