@@ -3,7 +3,8 @@
     python -m benchmarks.sparse [--json] [--run FOLDER ...] [--plot PNG] [--limit N]
 
 Needs ../shared/speech/en (or AURICLE_SHARED): a fixed third of the clips, by the hash of their
-names, is the test; the others are what `fitted` rows were fitted on. `--run` adds what `auricle
+names, is the test; `fitted` rows were fitted on the others, of the same speaker, and `fitted,
+others` rows on speakers of other languages and not one English word. `--run` adds what `auricle
 base distil` left in a folder, which must have been trained without the test clips
 (`python -m benchmarks.sparse --training-clips FOLDER` copies them). FLOPs are exact
 (`model_core.compute`), of each clip's own window and of the tokens that were written; per second of
@@ -20,9 +21,7 @@ import json
 import os
 import random
 import shutil
-import statistics
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, astuple, dataclass
@@ -31,9 +30,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import WhisperConfig, WhisperForConditionalGeneration
+from torch import Tensor
 
+from benchmarks.encoder_times import encoder_times
 from model_core.audio import read_audio
 from model_core.base import SpeechBase, load_base
 from model_core.compute import TranscriptionFlops, active_share, transcription_flops
@@ -51,8 +50,9 @@ SHARED = Path(os.environ.get("AURICLE_SHARED", Path(__file__).resolve().parents[
 MARGIN_S = 2.0
 MOST_EXTRA_WER = 0.5
 TARGET = 0.6
+OTHER_SPEAKERS = ("fr", "it", "ru")  # the Spanish speaker is the English one
 EXPERTS, SHARED_FRACTION = 8, 0.25
-TOP_KS = (6, 4, 3)
+TOP_KS = (7, 6, 5, 4, 3)
 RESAMPLES = 2000
 _BATCH = 16
 
@@ -93,12 +93,18 @@ def _is_test(name: str) -> bool:
     return int(hashlib.sha256(name.encode()).hexdigest(), 16) % 3 == 0
 
 
-def load_clips(test: bool, limit: int | None) -> list[Clip]:
-    """Samples and texts."""
+def load_clips(limit: int | None) -> list[Clip]:
+    """Samples and texts of the test."""
     return [
         Clip(read_audio(path), row["text"], row["duration_s"])
-        for path, row in clips_of(test, limit)
+        for path, row in clips_of(test=True, limit=limit)
     ]
+
+
+def short_mels(paths: Sequence[Path]) -> list[Tensor]:
+    """Spectrograms of short windows, to fit on."""
+    clips = [read_audio(path) for path in paths]
+    return [log_mel([clip], WINDOWS[SHORT](len(clip)))[0] for clip in clips]
 
 
 @torch.inference_mode()
@@ -147,11 +153,15 @@ def curve(
 ) -> list[dict[str, Any]]:
     """A row for each model and window, against the dense model in the default window."""
     whisper = load_whisper(resolve_checkpoint(None))
-    clips = load_clips(True, limit)
-    mels = [
-        log_mel([clip.samples], WINDOWS[SHORT](len(clip.samples)))[0]
-        for clip in load_clips(False, limit)
-    ]
+    clips = load_clips(limit)
+    mels = short_mels([path for path, _ in clips_of(test=False, limit=limit)])
+    others = short_mels(
+        [
+            path
+            for language in OTHER_SPEAKERS
+            for path in sorted((SHARED / "speech" / language).glob("*.flac"))[:limit]
+        ]
+    )
     dense = dense_base(whisper)
     makers: list[tuple[str, Sequence[str], Callable[[], SpeechBase]]] = [
         ("dense", list(WINDOWS), lambda: dense)
@@ -159,6 +169,7 @@ def curve(
     for top_k in TOP_KS:
         makers.append(("split", ["default"], partial(split_base, whisper, top_k, None)))
         makers.append(("fitted", ["default", SHORT], partial(split_base, whisper, top_k, mels)))
+        makers.append(("fitted, others", [SHORT], partial(split_base, whisper, top_k, others)))
     makers += [
         ("distilled", ["default", SHORT], partial(load_base, run / BASE_FOLDER)) for run in runs
     ]
@@ -211,68 +222,23 @@ def _interval(
     return round(drawn[RESAMPLES // 40], 2), round(drawn[-RESAMPLES // 40 - 1], 2)
 
 
-def encoder_times(repeats: int) -> list[dict[str, Any]]:
-    """CPU time of each mixture's encoder ÷ that of a dense one with as many parameters."""
-    mel_BMT = torch.randn(1, 80, 1000, generator=torch.Generator().manual_seed(0))
-    named = {
-        "upcycled-shared": MixtureConfig(),
-        "copied": MixtureConfig(shared_fraction=0.0, variant="copied"),
-        "split": MixtureConfig(EXPERTS, SHARED_FRACTION, 3, variant="split"),
-    }
-    rows = []
-    for name, mixture in named.items():
-        sparse = upcycle(load_whisper(resolve_checkpoint(None)).model, mixture).model.encoder
-        dense = _dense_of(_parameters(sparse))
-        seconds: dict[str, list[float]] = {"sparse": [], "dense": []}
-        for _ in range(repeats + 1):
-            for kind, encoder in (("sparse", sparse), ("dense", dense)):
-                with torch.inference_mode():
-                    start = time.thread_time()
-                    encode_mel(encoder, mel_BMT)
-                    seconds[kind].append(time.thread_time() - start)
-        pairs = list(zip(seconds["sparse"], seconds["dense"], strict=True))[1:]
-        rows.append(
-            {
-                "model": name,
-                "parameters": _parameters(sparse),
-                "dense_parameters": _parameters(dense),
-                "encoder_ms": round(1e3 * statistics.median(a for a, _ in pairs), 1),
-                "time_ratio": round(statistics.median(a / b for a, b in pairs), 3),
-            }
-        )
-    return rows
-
-
-def _dense_of(parameters: int) -> nn.Module:
-    """A random tiny.en encoder whose blocks are so wide that its layers have as many parameters."""
-    fields = load_whisper(resolve_checkpoint(None)).model.config.to_dict()
-
-    def encoder(units: int) -> nn.Module:
-        config = WhisperConfig(**{**fields, "encoder_ffn_dim": units, "decoder_layers": 1})
-        return WhisperForConditionalGeneration(config).model.encoder.eval()  # type: ignore[no-any-return]
-
-    with torch.device("meta"):
-        one, two = (_parameters(encoder(units)) for units in (8, 16))
-    units = 8 + round((parameters - one) / (two - one)) * 8
-    return encoder(units)
-
-
-def _parameters(encoder: nn.Module) -> int:
-    return sum(p.numel() for p in encoder.layers.parameters())  # type: ignore[union-attr]
-
-
 def headline(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The cheapest mixture within the allowed extra word errors, against dense in its windows."""
+    """The cheapest mixture within the allowed extra word errors, against dense in its windows.
+
+    `dense_in_its_window` is what shorter windows alone give: only the rest is the mixture's doing.
+    """
     allowed = [
         row for row in rows if row["model"] != "dense" and row["extra_wer"] <= MOST_EXTRA_WER
     ]
-    best = min((row["flops_ratio"] for row in allowed), default=None)
+    best = min(allowed, key=lambda row: float(row["flops_ratio"]), default=None)
+    dense = {row["window"]: row["flops_ratio"] for row in rows if row["model"] == "dense"}
     return {
-        "metric": f"FLOPs per second of speech ÷ dense in the default windows, cheapest mixture "
+        "metric": "FLOPs per second of speech ÷ dense in the default windows, cheapest mixture "
         f"at ≤ +{MOST_EXTRA_WER} WER",
-        "value": best,
+        "value": None if best is None else best["flops_ratio"],
         "target": TARGET,
-        "met": best is not None and best <= TARGET,
+        "met": best is not None and best["flops_ratio"] <= TARGET,
+        "dense_in_its_window": None if best is None else dense[best["window"]],
     }
 
 

@@ -45,7 +45,7 @@ class DistilConfig:
     """A distillation run.
 
     Attributes:
-        steps: optimiser steps in all.
+        steps: optimiser steps in all; 0 leaves the student as it was fitted.
         batch: most lessons a step; fewer where a window length is rare.
         learning_rate: at its highest, after `warm_up` of the steps; then half a cosine to zero.
         states_weight: of the encoder states' distance beside the divergence.
@@ -54,9 +54,9 @@ class DistilConfig:
         seed: of the order of lessons.
     """
 
-    steps: int = 2000
+    steps: int = 0
     batch: int = 8
-    learning_rate: float = 2e-4
+    learning_rate: float = 1e-4
     warm_up: float = 0.05
     states_weight: float = 1.0
     most_gradient: float = 1.0
@@ -65,11 +65,11 @@ class DistilConfig:
 
     def __post_init__(self) -> None:
         """Check ranges. Raises WeightsError."""
-        positive = min(self.steps, self.batch, self.save_every) >= 1 and self.learning_rate > 0
-        if not (positive and 0 <= self.warm_up < 1):
+        positive = min(self.batch, self.save_every) >= 1 and self.learning_rate > 0
+        if not (positive and self.steps >= 0 and 0 <= self.warm_up < 1):
             raise WeightsError(
                 f"a distillation of {self.steps} steps with batches of {self.batch} cannot run",
-                remedy="use positive numbers and a warm-up below 1",
+                remedy="use positive numbers, at least no steps, and a warm-up below 1",
             )
 
     def rate(self, step: int) -> float:

@@ -1,9 +1,9 @@
 """From a dense checkpoint and recordings to a distilled split base, in a folder that resumes.
 
 The folder fills in this order, and what is there is not made again: `run.json` (what the run is
-of), `lessons.safetensors` (the teacher's answers), `start.safetensors` (the student after the fit
-in closed form), `progress.safetensors` (training), `delta.safetensors` (the trained part in
-float16) and `base/` (all that a site needs).
+of), `start.safetensors` (the student after the fit in closed form), with training also
+`lessons.safetensors` (the teacher's answers) and `progress.safetensors`, then `delta.safetensors`
+(the fitted or trained part in float16) and `base/` (all that a site needs).
 """
 
 from __future__ import annotations
@@ -24,16 +24,24 @@ from transformers import WhisperForConditionalGeneration
 from model_core.base import SpeechBase, save_base
 from model_core.distil import DELTA_FILE, DistilConfig, StepReport, distil, load_delta, save_delta
 from model_core.errors import WeightsError
+from model_core.features import log_mel
 from model_core.layer_fit import fit_encoder
-from model_core.lessons import Lesson, load_lessons, make_lessons, save_lessons
-from model_core.sound import cut_at_pauses
+from model_core.lessons import (
+    Lesson,
+    load_lessons,
+    make_lessons,
+    save_lessons,
+    student_window_s,
+)
+from model_core.sound import cut_at_pauses, is_silent
 from model_core.upcycle import MixtureConfig, base_sha256, upcycle
 from model_core.weights import Whisper
 
 RUN_FILE, LESSONS_FILE, START_FILE = "run.json", "lessons.safetensors", "start.safetensors"
 BASE_FOLDER = "base"
-SPLIT = MixtureConfig(8, 0.25, 3, variant="split", decoder_top_k=8)
-"""A quarter shared and three of eight experts in the encoder; the decoder as released."""
+SPLIT = MixtureConfig(8, 0.25, 6, variant="split", decoder_top_k=8)
+"""A quarter shared and six of eight experts in the encoder: the fewest that a fit alone bears
+(docs/model.md). The decoder runs as released."""
 
 _FIT_WINDOWS = 200  # about 30,000 positions, twenty for each unit of a tiny block
 
@@ -60,7 +68,8 @@ def distil_split(
 ) -> SpeechBase:
     """Split `whisper` by `mixture` and distil it on 16 kHz mono recordings of any length.
 
-    The student learns in windows of the clip plus `margin_s`. Trains on a GPU where there is one.
+    Layer by layer in closed form, which takes a minute, then end to end for `config.steps`. The
+    student learns in windows of the clip plus `margin_s`. Trains on a GPU where there is one.
     Returns the base that is then in the folder, on the CPU. Raises WeightsError: `distil-mismatch`
     where the folder holds another run.
     """
@@ -77,18 +86,19 @@ def distil_split(
         "margin_s": margin_s,
     }
     _claim(folder, run)
-    lessons = _lessons(folder, teacher, clips, margin_s, report)
     student = upcycle(copy.deepcopy(whisper.model), mixture)
-    _fit(folder / START_FILE, student, whisper.model, lessons)
-    student.to("cuda" if torch.cuda.is_available() else "cpu")
-    distil(
-        student,
-        lessons,
-        config,
-        folder,
-        lambda step: report(Progress("training", step.step, config.steps, step)),
-    )
-    student.to("cpu")
+    _fit(folder / START_FILE, student, whisper.model, clips, margin_s)
+    if config.steps:
+        lessons = _lessons(folder, teacher, clips, margin_s, report)
+        student.to("cuda" if torch.cuda.is_available() else "cpu")
+        distil(
+            student,
+            lessons,
+            config,
+            folder,
+            lambda step: report(Progress("training", step.step, config.steps, step)),
+        )
+        student.to("cpu")
     save_delta(student, folder / DELTA_FILE)
     base = dataclasses.replace(teacher, model=student, base_sha256=base_sha256(student))
     save_base(base, folder / BASE_FOLDER)
@@ -138,11 +148,17 @@ def _fit(
     path: Path,
     student: WhisperForConditionalGeneration,
     teacher: WhisperForConditionalGeneration,
-    lessons: Sequence[Lesson],
+    clips: Sequence[Tensor],
+    margin_s: float,
 ) -> None:
     """Fit the student, and write it so that a resumed run starts from the very same."""
     if not path.is_file():
-        every = max(1, len(lessons) // _FIT_WINDOWS)
-        fit_encoder(student, teacher, [lesson.mel_MT.float() for lesson in lessons[::every]])
+        spoken = [clip for clip in clips if not is_silent(clip)]
+        chosen = spoken[:: max(1, len(spoken) // _FIT_WINDOWS)]
+        mel_bins = student.config.num_mel_bins
+        mels = [
+            log_mel([clip], student_window_s(len(clip), margin_s), mel_bins)[0] for clip in chosen
+        ]
+        fit_encoder(student, teacher, mels)
         save_delta(student, path)
     load_delta(student, path)

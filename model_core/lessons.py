@@ -92,7 +92,8 @@ def make_lesson(
         return None
     mel_bins, samples = teacher.model.config.num_mel_bins, len(clip)
     student_mel_MT = log_mel([clip], student_window_s(samples, margin_s), mel_bins)[0]
-    mel_BMT = log_mel([clip], max(clip_window_s(samples), student_window_s(samples, margin_s)))
+    window_s = max(clip_window_s(samples), student_window_s(samples, margin_s))
+    mel_BMT = log_mel([clip], window_s, mel_bins)
     states_BSD = encode_mel(teacher.model.model.encoder, mel_BMT)
     prefix = teacher.tokenizer.prefix("en")
     written = greedy(decoder, teacher, states_BSD, prefix)[0].ids[:MOST_TOKENS]

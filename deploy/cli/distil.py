@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from deploy.cli.output import Json, emit, progress_console
 
-EXAMPLE = "Example: auricle base distil recordings --synthetic 200 --folder distilled --steps 2000"
+EXAMPLE = "Example: auricle base distil recordings --synthetic 200 --folder distilled"
 
 
 def distil(
@@ -26,14 +26,17 @@ def distil(
         typer.Option(help="Dense checkpoint: as for `auricle base prepare`."),
     ] = None,
     synthetic: Annotated[int, typer.Option(help="Add this many public synthetic speakers.")] = 0,
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 2000,
+    steps: Annotated[
+        int, typer.Option(help="Steps of training after the fit; 0 leaves it at the fit.")
+    ] = 0,
     batch: Annotated[int, typer.Option(help="Recordings a step.")] = 8,
-    top_k: Annotated[int, typer.Option(help="Experts of eight that an encoder position runs.")] = 3,
+    top_k: Annotated[int, typer.Option(help="Experts of eight that an encoder position runs.")] = 6,
     margin_s: Annotated[float, typer.Option(help="Seconds of window after each recording.")] = 2.0,
     as_json: Json = False,
 ) -> None:
     """Split a checkpoint's encoder into experts and distil it from the dense original.
 
+    Fits layer by layer in closed form, a minute's work, then trains end to end if there are steps.
     Resumes where it was stopped. Trains on a GPU where there is one. The base is in FOLDER/base.
     """
     import dataclasses
@@ -46,7 +49,8 @@ def distil(
     recordings = training_recordings(audio or [], synthetic)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=progress_console()) as bars:
-        tasks = {stage: bars.add_task(stage, total=None) for stage in ("lessons", "training")}
+        stages = ("lessons", "training") if steps else ()
+        tasks = {stage: bars.add_task(stage, total=None) for stage in stages}
 
         def show(at: distil_run.Progress) -> None:
             losses = at.losses
@@ -67,7 +71,7 @@ def distil(
     delta_bytes = (folder / DELTA_FILE).stat().st_size
     emit(
         {"folder": made, "base_sha256": base.base_sha256, "delta_bytes": delta_bytes},
-        f"{folder / distil_run.BASE_FOLDER}: {delta_bytes / 1e6:.1f} MB of it trained",
+        f"{folder / distil_run.BASE_FOLDER}: {delta_bytes / 1e6:.1f} MB of it fitted",
         f"Base {base.base_sha256}",
         as_json=as_json,
     )

@@ -147,7 +147,7 @@ def test_batches_have_one_length_cover_every_lesson_and_resume_anywhere(lessons)
     assert [[id(lesson) for lesson in batch] for batch in later] == ids[7:]
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"batch": 0}, {"warm_up": 1.0}])
+@pytest.mark.parametrize("wrong", [{"steps": -1}, {"batch": 0}, {"warm_up": 1.0}])
 def test_impossible_runs_are_refused(wrong, lessons, tmp_path):
     with pytest.raises(WeightsError):
         DistilConfig(**wrong)

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from model_core.base import load_base
+from model_core.base import load_base, make_base
 from model_core.distil import DistilConfig
 from model_core.distil_run import BASE_FOLDER, distil_split
 from model_core.errors import WeightsError
+from model_core.features import encode_mel, log_mel
 from model_core.nano import nano_whisper
 from model_core.upcycle import MixtureConfig
 
@@ -65,3 +66,19 @@ def test_a_folder_of_another_run_is_refused(tmp_path, recordings):
         with pytest.raises(WeightsError) as refused:
             run(tmp_path, **{"recordings": recordings, **other})
         assert refused.value.code == "distil-mismatch"
+
+
+def test_no_steps_leave_it_at_the_fit(tmp_path, recordings):
+    reports = []
+    fitted = run(tmp_path, recordings, reports.append, DistilConfig())
+    assert reports == []
+    assert not (tmp_path / "lessons.safetensors").exists()
+    assert load_base(tmp_path / BASE_FOLDER).base_sha256 == fitted.base_sha256
+    plain = make_base(nano_whisper(), SPLIT)
+    mel_BMT = log_mel(recordings[:1], 2.0)
+    with torch.no_grad():
+        wanted, unfitted, ours = (
+            encode_mel(model.model.encoder, mel_BMT)
+            for model in (nano_whisper().model, plain.model, fitted.model)
+        )
+    assert (ours - wanted).square().mean() < 0.8 * (unfitted - wanted).square().mean()
