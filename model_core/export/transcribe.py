@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from model_core.audio import RATE_HZ
+from model_core.decode import Decoded
 from model_core.export.runtime import OnnxSpeech
-from model_core.features import log_mel
+from model_core.features import MAX_WINDOW_S, log_mel
 from model_core.sound import cut_at_pauses, may_be_speech
 from model_core.transcribe import Segment, Transcript, clip_window_s
 
@@ -44,8 +45,15 @@ class OnnxTranscriber:
         return [self.transcribe(samples) for samples in recordings]
 
     def _text(self, clip: Tensor) -> str:
+        """The clip in its short window; once more in the longest where the text is doubtful."""
         if not may_be_speech(clip):
             return ""
-        mel_BMT = log_mel([clip], clip_window_s(len(clip)), self._speech.mel_bins)
+        decoded, text = self._hear(clip, clip_window_s(len(clip)))
+        if decoded.is_doubtful(text):
+            _, text = self._hear(clip, MAX_WINDOW_S)
+        return text
+
+    def _hear(self, clip: Tensor, window_s: float) -> tuple[Decoded, str]:
+        mel_BMT = log_mel([clip], window_s, self._speech.mel_bins)
         decoded = self._speech.decode_mel(mel_BMT, self._prefix)[0]
-        return "" if decoded.is_silence else self._speech.tokenizer.decode(decoded.ids)
+        return decoded, "" if decoded.is_silence else self._speech.tokenizer.decode(decoded.ids)
