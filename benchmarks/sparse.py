@@ -35,6 +35,7 @@ from torch import Tensor
 from benchmarks.encoder_times import encoder_times
 from model_core.audio import read_audio
 from model_core.base import SpeechBase, load_base
+from model_core.cached_decoder import CachedDecoder
 from model_core.compute import TranscriptionFlops, active_share, transcription_flops
 from model_core.decode import greedy
 from model_core.distil_run import BASE_FOLDER
@@ -43,7 +44,7 @@ from model_core.features import MAX_WINDOW_S, encode_mel, log_mel
 from model_core.layer_fit import fit_encoder
 from model_core.lessons import student_window_s
 from model_core.transcribe import clip_window_s
-from model_core.upcycle import MixtureConfig, upcycle
+from model_core.upcycle import MixtureConfig, mixture_named, upcycle
 from model_core.weights import Whisper, load_whisper, resolve_checkpoint
 
 SHARED = Path(os.environ.get("AURICLE_SHARED", Path(__file__).resolve().parents[2] / "shared"))
@@ -114,6 +115,7 @@ def score(base: SpeechBase, clips: Sequence[Clip], window: Callable[[int], float
     by_window: dict[float, list[int]] = defaultdict(list)
     for number, clip in enumerate(clips):
         by_window[window(len(clip.samples))].append(number)
+    decoder = CachedDecoder(base.model)
     texts = [""] * len(clips)
     counts = []
     for duration_s, members in by_window.items():
@@ -122,7 +124,7 @@ def score(base: SpeechBase, clips: Sequence[Clip], window: Callable[[int], float
             mel_BMT = log_mel([clips[number].samples for number in numbers], duration_s)
             states_BSD = encode_mel(base.model.model.encoder, mel_BMT)
             for number, decoded in zip(
-                numbers, greedy(base.model, base, states_BSD, prefix), strict=True
+                numbers, greedy(decoder, base, states_BSD, prefix), strict=True
             ):
                 texts[number] = "" if decoded.is_silence else base.tokenizer.decode(decoded.ids)
                 counts.append(
@@ -148,6 +150,13 @@ def split_base(whisper: Whisper, top_k: int, mels: Sequence[Tensor] | None) -> S
     return SpeechBase(student, whisper.tokenizer, whisper.rules, mixture, "")
 
 
+def upcycled_base(whisper: Whisper, name: str) -> SpeechBase:
+    """A function-preserving variant: as much arithmetic as the dense model, more to train."""
+    mixture = mixture_named(name)
+    student = upcycle(copy.deepcopy(whisper.model), mixture)
+    return SpeechBase(student, whisper.tokenizer, whisper.rules, mixture, "")
+
+
 def curve(
     runs: Sequence[Path], limit: int | None, progress: Callable[[str], object]
 ) -> list[dict[str, Any]]:
@@ -166,6 +175,8 @@ def curve(
     makers: list[tuple[str, Sequence[str], Callable[[], SpeechBase]]] = [
         ("dense", list(WINDOWS), lambda: dense)
     ]
+    for name in ("upcycled-shared", "copied"):
+        makers.append((name, ["default"], partial(upcycled_base, whisper, name)))
     for top_k in TOP_KS:
         makers.append(("split", ["default"], partial(split_base, whisper, top_k, None)))
         makers.append(("fitted", ["default", SHORT], partial(split_base, whisper, top_k, mels)))

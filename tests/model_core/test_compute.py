@@ -25,7 +25,7 @@ def model_of(name):
 
 @torch.no_grad()
 def decode(model, states_BSD, prefix, tokens):
-    """As `decode.greedy` does: the prefix at once, then a token a step from the cache."""
+    """The prefix at once, then a token a step from the cache."""
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
     ids_BT = torch.ones(1, prefix, dtype=torch.long)
     for _ in range(tokens):
