@@ -44,8 +44,10 @@ def init(
 ) -> None:
     """Make a coordinator: home, signing key, certificate authority, and the frozen base model."""
     from coordinator.home import CoordinatorHome, CoordinatorSettings
+    from coordinator.store import create_schema
     from model_core.base import prepare_base
     from privacy.signing import Identity
+    from privacy.store import open_engine
 
     settings = CoordinatorSettings(
         public_host=bind,
@@ -60,6 +62,7 @@ def init(
     # The base first: a home is whole once it is made, and could not be made again for a base.
     base_sha256 = prepare_base(base, folder).base_sha256
     made = CoordinatorHome.create(root, settings, datetime.now(UTC))
+    create_schema(open_engine(made.database_url(settings)))
     key_id = Identity.load(made.identity_file).public.key_id
     emit(
         {

@@ -51,7 +51,9 @@ def init(
     from client_node.home import SiteHome, SiteSettings
     from client_node.keys import create_keys
     from client_node.policy import default_policy
+    from client_node.tables import open_schema
     from model_core.base import prepare_base
+    from privacy.store import open_engine
 
     made = SiteHome(new_site_root(home, name))
     if made.settings.exists():
@@ -68,6 +70,7 @@ def init(
     base_sha256 = prepare_base(base, folder).base_sha256
     default_policy(made.policy, bases=(base_sha256,))
     dataclasses.replace(draft, base_sha256=base_sha256).save(made.settings)
+    open_schema(open_engine(made.database_url))
     emit(
         {
             "site": name,

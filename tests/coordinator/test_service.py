@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import ssl
 
@@ -11,7 +12,9 @@ import pytest
 from coordinator.errors import CoordinatorError
 from coordinator.home import CoordinatorHome, CoordinatorSettings
 from coordinator.service import Coordinator
+from coordinator.store import LeaseRow
 from privacy.signing import Identity
+from privacy.store import open_engine, writing
 from tests.coordinator.fakes import FakeSite, SmallArtifacts, token_of
 
 # flwr 1.41's own Alembic configuration warns under alembic 1.17.
@@ -191,3 +194,26 @@ def test_a_second_coordinator_on_the_same_ports_is_refused(tmp_path, coordinator
     with pytest.raises(CoordinatorError) as caught:
         Coordinator(home, SmallArtifacts())
     assert caught.value.code == "port-in-use"
+
+
+def test_a_second_coordinator_on_the_same_database_is_refused(tmp_path, home, coordinator):
+    """Another home with other ports, and its own keys, but this database."""
+    settings = dataclasses.replace(SETTINGS, database_url=home.database_url(home.settings()))
+    other = CoordinatorHome.create(tmp_path, settings, datetime.datetime.now(datetime.UTC))
+    with pytest.raises(CoordinatorError) as caught:
+        Coordinator(other, SmallArtifacts())
+    assert caught.value.code == "coordinator-running"
+
+
+def test_a_coordinator_whose_lease_was_taken_stops(tmp_path):
+    home = CoordinatorHome.create(tmp_path, SETTINGS, datetime.datetime.now(datetime.UTC))
+    running = Coordinator(home, SmallArtifacts())
+    running.start()
+    engine = open_engine(home.database_url(home.settings()))
+    with writing(engine) as session:
+        session.get_one(LeaseRow, 1).token += 1
+    engine.dispose()
+    assert running.wait(timeout_s=30)
+    with pytest.raises(CoordinatorError) as caught:
+        running.stop()
+    assert caught.value.code == "lease-lost"
