@@ -21,7 +21,10 @@ class Base(DeclarativeBase):
 
 
 class SiteRow(Base):
-    """An enrolled site. A site enrolled again after revocation is a new row with new keys."""
+    """An enrolled site. A site enrolled again after revocation is a new row with new keys.
+
+    `approved_at` is None until an operator approves the site, or its invite did.
+    """
 
     __tablename__ = "site"
     __table_args__ = (
@@ -38,7 +41,9 @@ class SiteRow(Base):
     name: Mapped[str]
     public_pem: Mapped[str]
     node_public: Mapped[str] = mapped_column(unique=True)
+    ledger_key_id: Mapped[str]  # key that the site enrolled with, and began its ledger with
     enrolled_at: Mapped[float]
+    approved_at: Mapped[float | None]
     revoked_at: Mapped[float | None]
     quarantine_code: Mapped[str | None]
 
@@ -51,7 +56,19 @@ class InviteRow(Base):
     token_sha256: Mapped[str] = mapped_column(primary_key=True)
     site: Mapped[str]
     expires_at: Mapped[float]
+    approve: Mapped[bool]  # whoever enrols with it needs no approval
     used_by_key_id: Mapped[str | None]
+
+
+class RetiredKeyRow(Base):
+    """A signing key that a site has replaced; it signs nothing any more."""
+
+    __tablename__ = "retired_key"
+
+    key_id: Mapped[str] = mapped_column(primary_key=True)
+    site: Mapped[str] = mapped_column(index=True)
+    public_pem: Mapped[str]
+    retired_at: Mapped[float]
 
 
 class JobRow(Base):

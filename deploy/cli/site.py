@@ -96,15 +96,18 @@ def join(
     """Enrol with the coordinator that signed the invite, and pin its key and CA."""
     from client_node import enrol
 
-    read = enrol.join(_open(home), invite, datetime.now(UTC))
+    joined = enrol.join(_open(home), invite, datetime.now(UTC))
+    read = joined.invite
     emit(
         {
             "site": read.site,
             "coordinator_url": read.coordinator_url,
             "coordinator_key_id": read.coordinator.key_id,
+            "approved": joined.approved,
         },
         f"{read.site} has joined {read.coordinator_url}",
         f"Compare with the operator by telephone: coordinator key {read.coordinator.key_id}",
+        *([] if joined.approved else ["The operator must approve this site before it can start."]),
         as_json=as_json,
     )
 

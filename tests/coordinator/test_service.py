@@ -114,24 +114,32 @@ def enrol(public, coordinator, site, token):
     return public.post("/v1/auricle/enrol", json=fields)
 
 
-def test_a_site_enrols_and_is_revoked(home, coordinator, public, admin):
+@pytest.mark.parametrize("approve", [True, False])
+def test_a_site_enrols_and_is_revoked(home, coordinator, public, admin, approve):
     identity = Identity.load(home.identity_file).public
     site = FakeSite("clinic", identity)
-    invite = admin.post("/admin/invites", json={"site": "clinic"})
+    invite = admin.post("/admin/invites", json={"site": "clinic", "approve": approve})
     assert invite.status_code == 201
     token = token_of(invite.content, identity)
 
     reply = enrol(public, coordinator, site, token)
-    assert reply.json() == {"coordinator_public_pem": identity.public_pem, "approved": True}
+    assert reply.json() == {"coordinator_public_pem": identity.public_pem, "approved": approve}
+    if not approve:
+        listed = [s for s in admin.get("/admin/sites").json() if s["site"] == "clinic"]
+        assert [(s["active"], s["approved"], s["revoked"]) for s in listed][-1:] == [
+            (False, False, False)
+        ]
+        approved = admin.post("/admin/sites/clinic/approve")
+        assert approved.json() == {"key_id": site.identity.public.key_id}
     overview = [s for s in admin.get("/admin/sites").json() if s["site"] == "clinic"]
-    assert [(s["active"], s["online"]) for s in overview] == [(True, False)]
+    assert [(s["active"], s["online"]) for s in overview][-1:] == [(True, False)]
 
     other = enrol(public, coordinator, FakeSite("clinic", identity), token)
     assert (other.status_code, other.json()["code"]) == (403, "invite-used")
 
     assert admin.post("/admin/sites/clinic/revoke").status_code == 204
     overview = [s for s in admin.get("/admin/sites").json() if s["site"] == "clinic"]
-    assert [(s["active"], s["revoked"]) for s in overview] == [(False, True)]
+    assert [(s["active"], s["revoked"]) for s in overview][-1:] == [(False, True)]
 
 
 @pytest.mark.parametrize(

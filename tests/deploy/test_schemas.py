@@ -10,17 +10,17 @@ import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Engine, inspect, text
+from sqlalchemy import Engine, inspect, select, text
 
 from client_node.home import SiteHome, SiteSettings
 from client_node.tables import SITE
 from coordinator.home import CoordinatorHome, CoordinatorSettings
 from coordinator.lease import Lease
-from coordinator.store import COORDINATOR, create_schema
+from coordinator.store import COORDINATOR, SiteRow, create_schema
 from deploy.cli import main as cli
 from privacy.errors import StoreError
 from privacy.schema import PRIVACY, Schema
-from privacy.store import open_engine, writing
+from privacy.store import open_engine, reading, writing
 from tests.coordinator.fakes import FakeClock
 
 SCHEMAS = (PRIVACY, COORDINATOR, SITE)
@@ -100,6 +100,15 @@ def test_a_site_that_never_trained_lacked_tables_and_gets_them(engine):
     assert differences(engine, SITE) == []
     with engine.connect() as connection:
         assert connection.execute(text("SELECT name FROM subject")).scalars().all() == ["ann"]
+
+
+def test_sites_of_the_first_version_stay_in_and_keep_their_ledgers(engine):
+    baseline(engine, COORDINATOR)
+    execute(engine, "INSERT INTO site VALUES ('k1', 'north', 'pem', 'node', 1000.5, NULL, NULL)")
+    COORDINATOR.upgrade(engine)
+    with reading(engine) as session:
+        (row,) = session.scalars(select(SiteRow))
+        assert (row.approved_at, row.ledger_key_id, row.revoked_at) == (1000.5, "k1", None)
 
 
 @BY_ROOM
