@@ -40,11 +40,19 @@ def check_coordinator(url: str, ca_pem: str) -> None:
         _ask(client, url, "GET", HEALTH_PATH, None)
 
 
-def join(home: SiteHome, invite_path: Path, now: datetime) -> Invite:
+@dataclasses.dataclass(frozen=True)
+class Joined:
+    """What an enrolment led to; `approved` is false while the coordinator's operator must act."""
+
+    invite: Invite
+    approved: bool
+
+
+def join(home: SiteHome, invite_path: Path, now: datetime) -> Joined:
     """Enrol this site; pins the coordinator's key and CA, and lets the policy trust it.
 
-    Nothing is pinned unless the coordinator accepts. Repeating it after a lost answer is safe.
-    Raises SiteError or LinkError saying what to do.
+    Nothing is pinned unless the coordinator accepts. Repeating it after a lost answer is safe, and
+    tells whether the site has been approved meanwhile. Raises SiteError or LinkError.
     """
     settings = SiteSettings.load(home.settings)
     invite = read_invite(invite_path, now)
@@ -70,12 +78,12 @@ def join(home: SiteHome, invite_path: Path, now: datetime) -> Invite:
     }
     with _client(invite.coordinator_url, invite.ca_pem) as client:
         response = _ask(client, invite.coordinator_url, "POST", ENROL_PATH, request)
-    _check_answer(response, invite)
+    approved = _check_answer(response, invite)
     write_private(home.ca, invite.ca_pem.encode("ascii"))
     write_private(home.coordinator_key, invite.coordinator.public_pem.encode("ascii"))
     dataclasses.replace(settings, coordinator_url=invite.coordinator_url).save(home.settings)
     trust_coordinator(home.policy, invite.coordinator.key_id)
-    return invite
+    return Joined(invite, approved)
 
 
 def _client(url: str, ca_pem: str) -> httpx.Client:
@@ -115,10 +123,11 @@ def _is_certificate_error(error: BaseException) -> bool:
     return False
 
 
-def _check_answer(response: httpx.Response, invite: Invite) -> None:
+def _check_answer(response: httpx.Response, invite: Invite) -> bool:
+    """Whether the site is approved. Raises SiteError and LinkError where it was not enrolled."""
     try:
         answer = response.json()
-        accepted = response.is_success and answer["approved"] is True
+        accepted = response.is_success and answer["approved"] in (True, False)
         pem = answer["coordinator_public_pem"] if accepted else None
         code = str(answer.get("code", "")) if not accepted else ""
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -136,3 +145,4 @@ def _check_answer(response: httpx.Response, invite: Invite) -> None:
             remedy="do not go on: ask the operator to compare key fingerprints by telephone",
             code="coordinator-untrusted",
         )
+    return bool(answer["approved"])

@@ -11,30 +11,12 @@ import os
 from collections.abc import Sequence
 
 from sqlalchemy import Engine, select
-from sqlalchemy.orm import Mapped, mapped_column
 
-from client_node.store import Base
-from privacy.store import create_tables, writing
+from client_node.tables import NoiseMarkRow, ProbeKeyRow, open_schema
+from privacy.store import writing
 
 _KEY_BYTES = 32
 _ONLY = 1
-
-
-class NoiseMarkRow(Base):
-    """The mark of one piece of noise that this site drew."""
-
-    __tablename__ = "noise_mark"
-
-    mark: Mapped[str] = mapped_column(primary_key=True)
-
-
-class ProbeKeyRow(Base):
-    """The secret under which this site makes its marks; one row."""
-
-    __tablename__ = "probe_key"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    key: Mapped[bytes]
 
 
 class StoredMarks:
@@ -42,7 +24,7 @@ class StoredMarks:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        create_tables(engine, Base.metadata)
+        open_schema(engine)
 
     def key(self) -> bytes:
         """The site's 32 byte key, made at the first call."""

@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 from sqlalchemy import Engine, func, select
 
-from client_node.store import Base, OutboxRow
+from client_node.tables import OutboxRow, open_schema
 from privacy.parcel import Parcel
-from privacy.store import create_tables, reading, writing
+from privacy.store import reading, writing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Outbox:
     """Rounds by (job, round)."""
 
     def __init__(self, engine: Engine) -> None:
-        create_tables(engine, Base.metadata)
+        open_schema(engine)
         self._engine = engine
 
     def find(self, job: str, round_: int) -> OutboxEntry | None:

@@ -12,23 +12,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sqlalchemy import Engine
-from sqlalchemy.orm import Mapped, mapped_column
 
 from client_node.errors import RefusalError
-from client_node.store import Base
+from client_node.tables import PeerRow, open_schema
 from privacy.plan import RoundPlan
 from privacy.secure_aggregation.setting import site_identities
 from privacy.signing import PublicIdentity
-from privacy.store import create_tables, reading, writing
-
-
-class PeerRow(Base):
-    """A site that was seen in an accepted plan, by the id of its key there."""
-
-    __tablename__ = "peer"
-
-    site: Mapped[str] = mapped_column(primary_key=True)
-    key_id: Mapped[str]
+from privacy.store import reading, writing
 
 
 class PeerBook:
@@ -38,7 +28,7 @@ class PeerBook:
         self, engine: Engine, site: str, identity: PublicIdentity, listed: Mapping[str, str]
     ) -> None:
         """`site` and `identity` are this site's own; `listed` are the policy's key ids by name."""
-        create_tables(engine, Base.metadata)
+        open_schema(engine)
         self._engine = engine
         self._listed = {**listed, site: identity.key_id}
 

@@ -1,4 +1,4 @@
-"""The room's one SQLAlchemy file: the tables of a site and the questions asked of them.
+"""The questions asked of a site's tables (`client_node.tables`).
 
 All tables share `auricle.db` with the budget and the ledger, so that a crash leaves one consistent
 state. `writing` and `reading` (privacy.store) open the transactions.
@@ -11,76 +11,18 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from sqlalchemy import JSON, Engine, ForeignKey, Select, func, select
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy import Engine, Select, func, select
+from sqlalchemy.orm import Session
 
 from client_node.errors import SiteError
+from client_node.tables import PlanRow, RecordingRow, SubjectRow, open_schema
 from privacy.accountant import MechanismEvent
 from privacy.errors import BudgetError
 from privacy.receipt import read_receipts
-from privacy.store import ReservationRow, create_tables, reading, writing
+from privacy.store import ReservationRow, reading, writing
 
 Split = Literal["train", "heldout"]
 EVERYONE = range(2**31 - 1)
-
-
-class Base(DeclarativeBase):
-    """Declarative base of a site's own tables."""
-
-
-class SubjectRow(Base):
-    """One person: the privacy unit. Consent, once withdrawn, is not given back by an import.
-
-    `joined_after` is the number of the last round reserved before the person arrived
-    (`privacy.budget.Budget.position`): through rounds up to it nothing of theirs was spent.
-    """
-
-    __tablename__ = "subject"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str] = mapped_column(unique=True)
-    consent: Mapped[bool]
-    joined_after: Mapped[int]
-
-
-class RecordingRow(Base):
-    """One recording, named by the hash of its file so that the same audio never counts twice."""
-
-    __tablename__ = "recording"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    audio_sha256: Mapped[str] = mapped_column(unique=True)
-    path: Mapped[str]
-    text: Mapped[str]
-    subject_id: Mapped[int] = mapped_column(ForeignKey("subject.id"), index=True)
-    split: Mapped[str]
-    language: Mapped[str | None]
-    duration_s: Mapped[float]
-    terms: Mapped[list[str]] = mapped_column(JSON)
-
-
-class PlanRow(Base):
-    """A plan this site has accepted, with the frozen basis that came with it."""
-
-    __tablename__ = "accepted_plan"
-
-    job: Mapped[str] = mapped_column(primary_key=True)
-    plan_sha256: Mapped[str]
-    plan: Mapped[bytes]
-    basis: Mapped[bytes]
-
-
-class OutboxRow(Base):
-    """One sealed round of one job: the exact bytes that leave, however often they are asked for."""
-
-    __tablename__ = "outbox"
-
-    job: Mapped[str] = mapped_column(primary_key=True)
-    round: Mapped[int] = mapped_column(primary_key=True)
-    order_sha256: Mapped[str]
-    statement: Mapped[bytes]
-    payload: Mapped[bytes]
-    settled: Mapped[bool]  # budget and ledger know of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,8 +78,7 @@ class SiteStore:
     """Recordings and subjects of one site."""
 
     def __init__(self, engine: Engine) -> None:
-        create_tables(engine)  # the budget's: a subject is stored with its position
-        create_tables(engine, Base.metadata)
+        open_schema(engine)
         self.engine = engine
 
     def add(self, recordings: Sequence[NewRecording]) -> int:
@@ -267,7 +208,7 @@ class PlanBook:
     """Plans this site has accepted. A plan is kept as the bytes that were hashed and signed."""
 
     def __init__(self, engine: Engine) -> None:
-        create_tables(engine, Base.metadata)
+        open_schema(engine)
         self._engine = engine
 
     def accept(self, job: str, plan_sha256: str, plan: bytes, basis: bytes) -> bool:

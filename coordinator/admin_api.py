@@ -27,12 +27,13 @@ _BEARER = HTTPBearer(auto_error=False)
 
 
 class InviteRequest(BaseModel):
-    """Which site to invite, and for how long the invite is good, seconds."""
+    """Which site to invite, for how long (seconds), and whether it needs no approval then."""
 
     model_config = ConfigDict(extra="forbid")
 
     site: str
     valid_for_s: Annotated[float, Field(gt=0, le=90 * DAY_S)] = 7 * DAY_S
+    approve: bool = False
 
 
 def create_admin_app(operations: Operations, token: str) -> FastAPI:
@@ -91,6 +92,10 @@ def _add_site_routes(app: FastAPI, operations: Operations) -> None:
     def get_sites() -> list[SiteOverview]:
         return operations.sites()
 
+    @app.post("/admin/sites/{site}/approve")
+    def approve_site(site: str) -> dict[str, str]:
+        return {"key_id": operations.approve(site).identity.key_id}
+
     @app.post("/admin/sites/{site}/revoke", status_code=204)
     def revoke_site(site: str) -> None:
         operations.revoke(site)
@@ -101,7 +106,7 @@ def _add_site_routes(app: FastAPI, operations: Operations) -> None:
 
     @app.post("/admin/invites", status_code=201)
     def post_invite(request: Annotated[InviteRequest, Body()]) -> Response:
-        invite = operations.invite(request.site, request.valid_for_s)
+        invite = operations.invite(request.site, request.valid_for_s, approve=request.approve)
         return Response(invite, status_code=201, media_type="application/json")
 
 

@@ -38,3 +38,9 @@ class AdmissionError(AuricleError):
 
     code = "update-refused"
     exit_code = 14
+
+
+class LeaseError(CoordinatorError):
+    """Another coordinator holds the database, or has taken it over."""
+
+    code = "lease-lost"

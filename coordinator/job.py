@@ -148,8 +148,9 @@ class JobLoop:
         )
 
     def _heads(self, site: SiteRecord) -> PeerHeads:
-        # A site enrolled again under its name has a new key, and begins a new ledger.
-        name = f"site/{site.name}/{site.identity.key_id[:16]}"
+        # A site enrolled again under its name has a new key, and begins a new ledger; one that
+        # rotates its key goes on with the ledger that it has.
+        name = f"site/{site.name}/{site.ledger_key_id[:16]}"
         return self._tools.journal.ledger.peer(name)
 
     def _release_parcel(self, site: SiteRecord) -> Parcel:

@@ -31,6 +31,7 @@ class SiteOverview:
     key_id: str
     online: bool
     active: bool
+    approved: bool
     revoked: bool
     quarantine_code: str | None
 
@@ -52,15 +53,22 @@ class Operations:
     set_fleet: Callable[[Mapping[str, str]], None]
     wake: Callable[[], None]
 
-    def invite(self, site: str, valid_for_s: float) -> bytes:
+    def invite(self, site: str, valid_for_s: float, *, approve: bool = False) -> bytes:
         """The content of a one-time invite file for `site`. Raises EnrolmentError."""
-        invite = self.tools.registry.invite(site, self.endpoint, valid_for_s)
+        registry = self.tools.registry
+        invite = registry.invite(site, self.endpoint, valid_for_s, approve=approve)
         self.tools.journal.flush()
         return invite
 
     def enrol(self, enrolment: Enrolment) -> SiteRecord:
-        """Enrol a site and let its node in. Raises EnrolmentError."""
+        """Enrol a site, and let its node in if the invite approves it. Raises EnrolmentError."""
         record = self.tools.registry.enrol(enrolment)
+        self._after_change()
+        return record
+
+    def approve(self, site: str) -> SiteRecord:
+        """Let in a site that has enrolled. Raises CoordinatorError."""
+        record = self.tools.registry.approve(site)
         self._after_change()
         return record
 
@@ -85,6 +93,7 @@ class Operations:
                 key_id=record.identity.key_id,
                 online=not record.revoked and record.name in online,
                 active=record.active,
+                approved=record.approved,
                 revoked=record.revoked,
                 quarantine_code=record.quarantine_code,
             )
@@ -153,12 +162,12 @@ class Operations:
         }
 
     def admit_fleet(self) -> None:
-        """Let in the nodes of the sites that are enrolled and not revoked.
+        """Let in the nodes of the sites that are approved and not revoked.
 
         A quarantined site may connect; it is not asked for anything.
         """
         records = self.tools.registry.sites()
-        self.set_fleet({r.name: r.node_public for r in records if not r.revoked})
+        self.set_fleet({r.name: r.node_public for r in records if r.admitted})
 
     def _after_change(self) -> None:
         self.admit_fleet()

@@ -30,7 +30,10 @@ class EnrolRequest(BaseModel):
 
 
 class EnrolReply(BaseModel):
-    """The coordinator's key, which must be the one that the invite names."""
+    """The coordinator's key, which must be the one that the invite names.
+
+    `approved` is false while an operator has yet to approve the site.
+    """
 
     coordinator_public_pem: str
     approved: bool
@@ -53,7 +56,7 @@ def create_public_app(
 
     @app.post(ENROL_PATH)
     def post_enrolment(request: Annotated[EnrolRequest, Body()]) -> EnrolReply:
-        enrol(
+        record = enrol(
             Enrolment(
                 invite_token=request.invite_token,
                 site=request.site,
@@ -62,6 +65,6 @@ def create_public_app(
                 statement=request.statement.encode(),
             )
         )
-        return EnrolReply(coordinator_public_pem=coordinator_public_pem, approved=True)
+        return EnrolReply(coordinator_public_pem=coordinator_public_pem, approved=record.approved)
 
     return app

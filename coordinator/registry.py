@@ -62,19 +62,29 @@ class Enrolment:
 
 @dataclasses.dataclass(frozen=True)
 class SiteRecord:
-    """An enrolled site; `revoked` and `quarantine_code` say whether it may take part."""
+    """An enrolled site; `approved`, `revoked` and `quarantine_code` say whether it may take part.
+
+    `ledger_key_id` names the key that it enrolled with, which began its ledger.
+    """
 
     name: str
     identity: PublicIdentity
     node_public: str
+    ledger_key_id: str
     enrolled_at_s: float
+    approved: bool
     revoked: bool
     quarantine_code: str | None
 
     @property
     def active(self) -> bool:
         """Whether the site may take part in rounds."""
-        return not self.revoked and self.quarantine_code is None
+        return self.admitted and self.quarantine_code is None
+
+    @property
+    def admitted(self) -> bool:
+        """Whether the site's node may connect."""
+        return self.approved and not self.revoked
 
 
 class Registry:
@@ -92,8 +102,13 @@ class Registry:
         self._clock = clock
         self._new_token = new_token
 
-    def invite(self, site: str, endpoint: Endpoint, valid_for_s: float) -> bytes:
-        """A signed invite for `site`, good once within `valid_for_s` seconds."""
+    def invite(
+        self, site: str, endpoint: Endpoint, valid_for_s: float, *, approve: bool = False
+    ) -> bytes:
+        """A signed invite for `site`, good once within `valid_for_s` seconds.
+
+        Whoever enrols with it waits for `approve`, unless the invite approves them beforehand.
+        """
         if not SITE_NAME.fullmatch(site):
             raise EnrolmentError(
                 "a site's name is 1 to 63 lower-case letters, digits and inner hyphens",
@@ -103,11 +118,16 @@ class Registry:
         token = self._new_token()
         expires_at_s = self._clock() + valid_for_s
         row = InviteRow(
-            token_sha256=_sha256(token), site=site, expires_at=expires_at_s, used_by_key_id=None
+            token_sha256=_sha256(token),
+            site=site,
+            expires_at=expires_at_s,
+            approve=approve,
+            used_by_key_id=None,
         )
         with writing(self._engine) as session:
             session.add(row)
-            note(session, "invite.issued", {"site": site, "token_sha256": row.token_sha256})
+            digest = {"token_sha256": row.token_sha256}
+            note(session, "invite.issued", {"site": site, "approve": approve} | digest)
         fields: dict[str, Any] = {
             "format": INVITE_FORMAT,
             "site": site,
@@ -133,19 +153,32 @@ class Registry:
             invite = session.get(InviteRow, token_sha256)
             if again := self._enrolled_before(session, invite, identity, node_public):
                 return _record(again)
-            self._spend(invite, enrolment.site, identity)
+            approved = self._spend(invite, enrolment.site, identity)
             _check_free(session, enrolment.site, identity, node_public)
+            now_s = self._clock()
             row = SiteRow(
                 key_id=identity.key_id,
                 name=enrolment.site,
                 public_pem=identity.public_pem,
                 node_public=node_public,
-                enrolled_at=self._clock(),
+                ledger_key_id=identity.key_id,
+                enrolled_at=now_s,
+                approved_at=now_s if approved else None,
                 revoked_at=None,
                 quarantine_code=None,
             )
             session.add(row)
-            note(session, "site.enrolled", {"site": row.name, "key_id": row.key_id})
+            fields = {"site": row.name, "key_id": row.key_id, "approved": approved}
+            note(session, "site.enrolled", fields)
+            return _record(row)
+
+    def approve(self, name: str) -> SiteRecord:
+        """Let an enrolled site in. Raises CoordinatorError if `name` is not enrolled."""
+        with writing(self._engine) as session:
+            row = _active_row(session, name)
+            if row.approved_at is None:
+                row.approved_at = self._clock()
+                note(session, "site.approved", {"site": name, "key_id": row.key_id})
             return _record(row)
 
     def revoke(self, name: str) -> SiteRecord:
@@ -174,13 +207,15 @@ class Registry:
         """Sites that may take part now, by name."""
         return {site.name: site for site in self.sites() if site.active}
 
-    def _spend(self, invite: InviteRow | None, site: str, identity: PublicIdentity) -> None:
+    def _spend(self, invite: InviteRow | None, site: str, identity: PublicIdentity) -> bool:
+        """Use the invite up; whether it approves the site."""
         _require(invite is not None, "invite-unknown", "the invite was not issued here")
         assert invite is not None
         _require(invite.site == site, "invite-site-mismatch", "the invite is for another site")
         _require(invite.used_by_key_id is None, "invite-used", "the invite has been used")
         _require(self._clock() < invite.expires_at, "invite-expired", "the invite has expired")
         invite.used_by_key_id = identity.key_id
+        return invite.approve
 
     @staticmethod
     def _enrolled_before(
@@ -272,7 +307,9 @@ def _record(row: SiteRow) -> SiteRecord:
         name=row.name,
         identity=PublicIdentity(key_id=row.key_id, public_pem=row.public_pem),
         node_public=row.node_public,
+        ledger_key_id=row.ledger_key_id,
         enrolled_at_s=row.enrolled_at,
+        approved=row.approved_at is not None,
         revoked=row.revoked_at is not None,
         quarantine_code=row.quarantine_code,
     )

@@ -10,13 +10,16 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from fastapi import FastAPI
+from sqlalchemy.exc import OperationalError
 
 from coordinator.admin_api import ADMIN_LIMIT_BYTES, ADMIN_PREFIX, create_admin_app
+from coordinator.errors import LeaseError
 from coordinator.flower_link import FlowerLink, create_superlink
-from coordinator.home import CoordinatorHome
+from coordinator.home import CoordinatorHome, CoordinatorSettings
 from coordinator.job import JobLoop, Tools
 from coordinator.jobs import Jobs
 from coordinator.journal import Journal
+from coordinator.lease import Lease
 from coordinator.listeners import Listener, Mount, OnlyPaths
 from coordinator.model_artifacts import ArtifactSource, SpeechArtifacts
 from coordinator.operations import Operations
@@ -46,12 +49,32 @@ class Coordinator:
         home: CoordinatorHome,
         artifacts: ArtifactSource | None = None,
         clock: Callable[[], float] = time.time,
+        wait: Callable[[float], None] = time.sleep,
     ) -> None:
-        """Open the databases, verify the ledger (LedgerError stops here), bind both ports."""
+        """Open the databases, take the lease, verify the ledger, bind both ports.
+
+        After a coordinator that was killed it waits for the end of that one's lease. Raises
+        StoreError, LeaseError, LedgerError, and CoordinatorError "port-in-use".
+        """
         settings = home.settings()
+        engine = open_engine(home.database_url(settings))
+        create_schema(engine)
+        self._lease = Lease(engine, clock)
+        self.engine = self._lease.take(wait)
+        try:
+            self._assemble(home, settings, artifacts or SpeechArtifacts(), clock)
+        except BaseException:
+            self._lease.release()
+            raise
+
+    def _assemble(
+        self,
+        home: CoordinatorHome,
+        settings: CoordinatorSettings,
+        artifacts: ArtifactSource,
+        clock: Callable[[], float],
+    ) -> None:
         identity = Identity.load(home.identity_file)
-        self.engine = open_engine(home.database_url(settings))
-        create_schema(self.engine)
         log_id = f"coordinator/{identity.public.key_id[:16]}"
         ledger = Ledger(self.engine, identity, log_id, lambda: datetime.fromtimestamp(clock(), UTC))
         self._tools = Tools(
@@ -60,13 +83,14 @@ class Coordinator:
             registry=Registry(self.engine, identity, clock),
             journal=Journal(self.engine, ledger),
             identity=identity,
-            artifacts=artifacts or SpeechArtifacts(),
+            artifacts=artifacts,
             releases_folder=home.releases,
             clock=clock,
         )
         superlink = create_superlink(home.flower_database)
         self._link = FlowerLink(superlink)
         self._stopping = threading.Event()
+        self._stopped = threading.Event()
         self._wake = threading.Event()
         self._failure: BaseException | None = None
         self._public = Listener(
@@ -94,6 +118,7 @@ class Coordinator:
         mounts = [Mount(ADMIN_PREFIX, admin, ADMIN_LIMIT_BYTES)]
         self._admin = Listener(OnlyPaths(mounts, lifespan=admin), LOOPBACK, settings.admin_port)
         self._worker = threading.Thread(target=self._work, name="jobs")
+        self._renewer = threading.Thread(target=self._keep_lease, name="lease", daemon=True)
 
     @property
     def public_port(self) -> int:
@@ -107,6 +132,7 @@ class Coordinator:
 
     def start(self) -> None:
         """Let the enrolled sites in, serve, and go on with whatever job was interrupted."""
+        self._renewer.start()
         self._tools.journal.flush()
         self.operations.admit_fleet()
         self._public.start()
@@ -126,6 +152,10 @@ class Coordinator:
         self._public.stop()
         self._admin.stop()
         self._link.close()
+        self._stopped.set()
+        if self._renewer.is_alive():
+            self._renewer.join()
+        self._lease.release()
         self.engine.dispose()
         if self._failure is not None:
             raise self._failure
@@ -150,16 +180,32 @@ class Coordinator:
                 else:
                     self._wake.wait(IDLE_S)
         except BaseException as error:  # noqa: BLE001 - raised again by stop(), in the main thread
-            _log.critical("the job thread failed: %s", getattr(error, "code", type(error).__name__))
-            self._failure = error
-            self.ask_to_stop()
+            self._fail("job", error)
+
+    def _keep_lease(self) -> None:
+        # Until all has stopped: the last transactions need the lease as well.
+        while not self._stopped.wait(self._lease.renew_every_s):
+            try:
+                self._lease.renew()
+            except OperationalError:
+                # A busy database: nobody may write without the lease, so trying again is safe.
+                _log.warning("the lease could not be renewed")
+            except BaseException as error:  # noqa: BLE001 - raised again by stop()
+                self._fail("lease", error)
+                return
+
+    def _fail(self, thread: str, error: BaseException) -> None:
+        code = getattr(error, "code", type(error).__name__)
+        _log.critical("the %s thread failed: %s", thread, code)
+        self._failure = self._failure or error
+        self.ask_to_stop()
 
     def _run_job(self, job: str) -> None:
         """Run a job to its end; a fault of its own abandons it and leaves the service up."""
         try:
             JobLoop(job, self._tools, self._link).run(self._stopping.wait)
-        except LedgerError:
-            raise  # invariant I4: the ledger verifies or the service stops
+        except (LedgerError, LeaseError):
+            raise  # the ledger verifies (I4) and is ours alone to write, or the service stops
         except AuricleError as error:
             _log.error("job %s is abandoned: %s", job, error.code)
             self._tools.jobs.abandon(job, error.code, self._tools.clock())
@@ -170,8 +216,8 @@ def run_coordinator(
 ) -> None:
     """Run a coordinator until SIGTERM or SIGINT; `started` is called once it serves.
 
-    Raises CoordinatorError ("port-in-use", "settings-invalid"), LedgerError where the ledger does
-    not verify, and whatever else stopped it.
+    Raises CoordinatorError ("port-in-use", "settings-invalid"), LeaseError beside another
+    coordinator, LedgerError where the ledger does not verify, and whatever else stopped it.
     """
     coordinator = Coordinator(home)
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,15 +1,19 @@
-"""The room's one SQLAlchemy schema: sites, invites, jobs, rounds, updates, releases, journal.
+"""The room's one SQLAlchemy schema: sites, invites, jobs, rounds, updates, releases, lease.
 
 Engines and transactions come from `privacy.store`; every state transition of the coordinator is
-one `writing` transaction over these tables. Times are seconds since the epoch (UTC).
+one `writing` transaction over these tables. A change of them needs a
+migration (`coordinator/migrations`; `python -m docs.new_migration` writes it). Times are seconds
+since the epoch (UTC).
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from sqlalchemy import Engine, Index, LargeBinary, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from privacy.store import create_tables
+from privacy.schema import PRIVACY, Schema, Upgrade
 
 
 class Base(DeclarativeBase):
@@ -17,7 +21,10 @@ class Base(DeclarativeBase):
 
 
 class SiteRow(Base):
-    """An enrolled site. A site enrolled again after revocation is a new row with new keys."""
+    """An enrolled site. A site enrolled again after revocation is a new row with new keys.
+
+    `approved_at` is None until an operator approves the site, or its invite did.
+    """
 
     __tablename__ = "site"
     __table_args__ = (
@@ -34,7 +41,9 @@ class SiteRow(Base):
     name: Mapped[str]
     public_pem: Mapped[str]
     node_public: Mapped[str] = mapped_column(unique=True)
+    ledger_key_id: Mapped[str]  # key that the site enrolled with, and began its ledger with
     enrolled_at: Mapped[float]
+    approved_at: Mapped[float | None]
     revoked_at: Mapped[float | None]
     quarantine_code: Mapped[str | None]
 
@@ -47,7 +56,19 @@ class InviteRow(Base):
     token_sha256: Mapped[str] = mapped_column(primary_key=True)
     site: Mapped[str]
     expires_at: Mapped[float]
+    approve: Mapped[bool]  # whoever enrols with it needs no approval
     used_by_key_id: Mapped[str | None]
+
+
+class RetiredKeyRow(Base):
+    """A signing key that a site has replaced; it signs nothing any more."""
+
+    __tablename__ = "retired_key"
+
+    key_id: Mapped[str] = mapped_column(primary_key=True)
+    site: Mapped[str] = mapped_column(index=True)
+    public_pem: Mapped[str]
+    retired_at: Mapped[float]
 
 
 class JobRow(Base):
@@ -166,6 +187,26 @@ class JournalRow(Base):
     entry: Mapped[int | None]
 
 
+class LeaseRow(Base):
+    """Which coordinator writes to this database, and until when; one row."""
+
+    __tablename__ = "lease"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    token: Mapped[int]  # grows with each holder
+    holder: Mapped[str]
+    expires_at: Mapped[float]
+
+
+COORDINATOR = Schema("coordinator", Base.metadata, Path(__file__).parent / "migrations")
+
+
 def create_schema(engine: Engine) -> None:
-    """Create the coordinator's tables that are missing."""
-    create_tables(engine, Base.metadata)
+    """Make the tables that are missing in a new database. Raises StoreError for another version."""
+    PRIVACY.open(engine)
+    COORDINATOR.open(engine)
+
+
+def upgrade_schema(engine: Engine) -> list[Upgrade]:
+    """Bring every table of a coordinator to this program's version. Raises StoreError."""
+    return [PRIVACY.upgrade(engine), COORDINATOR.upgrade(engine)]

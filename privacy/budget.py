@@ -21,7 +21,8 @@ from privacy.accountant import MechanismEvent, epsilon
 from privacy.budget_records import NO_CAP, BudgetCaps, BudgetState, Reservation, SpendLine
 from privacy.errors import BudgetError, PlanError
 from privacy.plan import RoundPlan
-from privacy.store import ReservationRow, create_tables, reading, writing
+from privacy.schema import PRIVACY
+from privacy.store import ReservationRow, reading, writing
 
 __all__ = [
     "MECHANISM",
@@ -59,7 +60,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         """Create missing tables, and record what a crash left unrecorded."""
-        create_tables(self.engine)
+        PRIVACY.open(self.engine)
         self._record_pending()
 
     def reserve(self, plan: RoundPlan, round: int) -> Reservation:

@@ -36,8 +36,9 @@ from privacy.ledger_entry import (
 from privacy.ledger_signatures import with_signatures
 from privacy.merkle import leaf_hash
 from privacy.peer_heads import PeerHeads
+from privacy.schema import PRIVACY
 from privacy.signing import Identity, PublicIdentity
-from privacy.store import create_tables, reading, writing
+from privacy.store import reading, writing
 
 Clock = Callable[[], datetime]
 
@@ -78,7 +79,7 @@ class Ledger:
         self._chain = Chain(log_id, identity.public)
         self._head_seen: bytes | None = None
         self._failure: LedgerError | None = None
-        create_tables(engine)
+        PRIVACY.open(engine)
         with self._lock, writing(engine) as session:
             if tables.find_log(session, log_id) is None:
                 self._begin_log(session)

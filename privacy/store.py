@@ -11,11 +11,11 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, Engine, MetaData, UniqueConstraint, create_engine, event, text
+from sqlalchemy import Connection, Engine, UniqueConstraint, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
@@ -25,6 +25,7 @@ from privacy.errors import StoreError
 BUSY_TIMEOUT_MS = 30_000
 _RETRY_S = 0.01
 _WRITES = "auricle_writes"
+_FENCE = "auricle_fence"
 _POSTGRES_WRITER_LOCK = 0x41555249  # "AURI"; any constant shared by all writers serves
 
 
@@ -91,12 +92,6 @@ def read_url(url: str) -> URL:
     return parsed
 
 
-def create_tables(engine: Engine, metadata: MetaData = Base.metadata) -> None:
-    """Create the tables of `metadata` that are missing; safe when processes start together."""
-    with writing(engine) as session:
-        metadata.create_all(session.connection())
-
-
 @contextmanager
 def writing(engine: Engine) -> Iterator[Session]:
     """Session in one transaction that excludes other writers; commits unless the block raises."""
@@ -108,8 +103,18 @@ def writing(engine: Engine) -> Iterator[Session]:
             if connection.dialect.name == "postgresql":
                 lock = {"key": _POSTGRES_WRITER_LOCK}
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), lock)
+            if check := connection.get_execution_options().get(_FENCE):
+                check(session)
             yield session
             session.flush()
+
+
+def fenced(engine: Engine, check: Callable[[Session], None]) -> Engine:
+    """The same database, where every `writing` transaction begins with `check`, which may raise.
+
+    It runs once other writers are excluded: what it finds holds until the transaction ends.
+    """
+    return engine.execution_options(**{_FENCE: check})
 
 
 @contextmanager

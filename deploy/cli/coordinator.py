@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -44,8 +44,10 @@ def init(
 ) -> None:
     """Make a coordinator: home, signing key, certificate authority, and the frozen base model."""
     from coordinator.home import CoordinatorHome, CoordinatorSettings
+    from coordinator.store import create_schema
     from model_core.base import prepare_base
     from privacy.signing import Identity
+    from privacy.store import open_engine
 
     settings = CoordinatorSettings(
         public_host=bind,
@@ -60,6 +62,7 @@ def init(
     # The base first: a home is whole once it is made, and could not be made again for a base.
     base_sha256 = prepare_base(base, folder).base_sha256
     made = CoordinatorHome.create(root, settings, datetime.now(UTC))
+    create_schema(open_engine(made.database_url(settings)))
     key_id = Identity.load(made.identity_file).public.key_id
     emit(
         {
@@ -104,6 +107,9 @@ def invite(
         Path | None, typer.Option(help="File to write; without it, SITE.invite here.")
     ] = None,
     valid_hours: Annotated[float, typer.Option(min=0.01, help="Hours that it is good for.")] = 72.0,
+    approve: Annotated[
+        bool, typer.Option("--approve", help="Whoever joins with it needs no approval.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Make a one-time invite for a site; hand it over by a way that you trust."""
@@ -112,14 +118,19 @@ def invite(
     from deploy.coordinator import admin_address
 
     with AdminClient(*admin_address(existing_coordinator(home))) as admin:
-        body = {"site": site, "valid_for_s": valid_hours * SECONDS_PER_HOUR}
+        body = {
+            "site": site,
+            "valid_for_s": valid_hours * SECONDS_PER_HOUR,
+            "approve": approve,
+        }
         made = admin.post_for_bytes("/admin/invites", body)
     path = (out or Path(f"{site}.invite")).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     write_private(path, made)
     emit(
-        {"site": site, "invite": path},
-        f"The invite is in {path}. It works once: whoever has it can join as {site}.",
+        {"site": site, "invite": path, "approve": approve},
+        f"The invite is in {path}. It works once: whoever has it can join as {site}"
+        + ("." if approve else f",\nonce you approve it: auricle coordinator approve {site}"),
         as_json=as_json,
     )
 
@@ -136,13 +147,38 @@ def sites(home: Home = None, as_json: Json = False) -> None:
         (
             site["site"],
             "yes" if site["online"] else "no",
-            "revoked" if site["revoked"] else site["quarantine_code"] or "active",
+            _site_state(site),
             site["key_id"],
         )
         for site in listed
     ]
     emit(
         {"sites": listed}, table("Sites", ("Site", "Online", "State", "Key"), rows), as_json=as_json
+    )
+
+
+def _site_state(site: dict[str, Any]) -> str:
+    if site["revoked"]:
+        return "revoked"
+    return site["quarantine_code"] or ("active" if site["approved"] else "waits for approval")
+
+
+@app.command(epilog="Example: auricle coordinator approve st-mary")
+def approve(
+    site: Annotated[str, typer.Argument(help="The site's name.")],
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Let in a site that has joined; compare its key with the site by telephone first."""
+    from deploy.cli.admin_client import AdminClient
+    from deploy.coordinator import admin_address
+
+    with AdminClient(*admin_address(existing_coordinator(home))) as admin:
+        key_id = admin.post(f"/admin/sites/{site}/approve", {})["key_id"]
+    emit(
+        {"site": site, "approved": True, "key_id": key_id},
+        f"{site} may take part. Its key: {key_id}",
+        as_json=as_json,
     )
 
 

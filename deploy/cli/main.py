@@ -29,6 +29,7 @@ from deploy.cli import (
     site,
     site_records,
     transcribe,
+    upgrade,
 )
 from deploy.cli.output import emit_error
 
@@ -45,6 +46,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+upgrade.add_to(coordinator.app, site.app)
 app.add_typer(coordinator.app, name="coordinator")
 site_records.add_to(site.app)
 app.add_typer(site.app, name="site")

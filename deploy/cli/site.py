@@ -51,7 +51,9 @@ def init(
     from client_node.home import SiteHome, SiteSettings
     from client_node.keys import create_keys
     from client_node.policy import default_policy
+    from client_node.tables import open_schema
     from model_core.base import prepare_base
+    from privacy.store import open_engine
 
     made = SiteHome(new_site_root(home, name))
     if made.settings.exists():
@@ -68,6 +70,7 @@ def init(
     base_sha256 = prepare_base(base, folder).base_sha256
     default_policy(made.policy, bases=(base_sha256,))
     dataclasses.replace(draft, base_sha256=base_sha256).save(made.settings)
+    open_schema(open_engine(made.database_url))
     emit(
         {
             "site": name,
@@ -93,15 +96,18 @@ def join(
     """Enrol with the coordinator that signed the invite, and pin its key and CA."""
     from client_node import enrol
 
-    read = enrol.join(_open(home), invite, datetime.now(UTC))
+    joined = enrol.join(_open(home), invite, datetime.now(UTC))
+    read = joined.invite
     emit(
         {
             "site": read.site,
             "coordinator_url": read.coordinator_url,
             "coordinator_key_id": read.coordinator.key_id,
+            "approved": joined.approved,
         },
         f"{read.site} has joined {read.coordinator_url}",
         f"Compare with the operator by telephone: coordinator key {read.coordinator.key_id}",
+        *([] if joined.approved else ["The operator must approve this site before it can start."]),
         as_json=as_json,
     )
 

@@ -94,7 +94,10 @@ class Federation:
             invite = str(self._invite(site.name))
             home = str(self.coordinator_home)
             self._processes.run_json(
-                auricle("coordinator", "invite", site.name, "--home", home, "--out", invite)
+                auricle(
+                    *("coordinator", "invite", site.name, "--approve"),
+                    *("--home", home, "--out", invite),
+                )
             )
         self._each(lambda site: ("join", str(self._invite(site.name))))
         reports = self._each(lambda site: ("import", str(site.manifest)))

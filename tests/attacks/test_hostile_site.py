@@ -78,7 +78,7 @@ MCowBQYDK2UnAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=
 )
 def test_odd_keys_are_refused_with_a_code(tmp_path, field: str, value: str) -> None:
     federation = Federation(tmp_path, ("north",))
-    invite = federation.operations.invite("south", 3600)
+    invite = federation.operations.invite("south", 3600, approve=True)
     site = FakeSite("south", federation.identity.public)
     enrolment = site.enrolment(token_of(invite, federation.identity.public))
     with pytest.raises(EnrolmentError):

@@ -72,7 +72,7 @@ def test_joining_pins_the_coordinator_and_proves_the_key(
     policy = SitePolicy.load(home.policy)
     assert policy.coordinators == (fake.identity.public.key_id,)
     assert "# Least noise" in home.policy.read_text()  # its comments survive
-    enrol.join(home, path, NOW)  # after a lost answer
+    assert enrol.join(home, path, NOW).approved  # after a lost answer
 
 
 @pytest.mark.parametrize("command", ["join", "start"])
@@ -149,6 +149,16 @@ def test_altered_expired_and_foreign_invites_are_refused(
     write_invite(path, fake.identity, fake.url, authority.ca_pem, site="south")
     refused("invite-other-site")
     assert fake.requests == []
+
+
+def test_a_site_that_waits_for_approval_is_pinned_and_says_so(
+    home: SiteHome, fake: FakeCoordinator, authority: Authority, tmp_path: Path
+) -> None:
+    path = write_invite(tmp_path / "invite", fake.identity, fake.url, authority.ca_pem)
+    pem = fake.identity.public.public_pem
+    fake.answer = (200, {"approved": False, "coordinator_public_pem": pem})
+    assert not enrol.join(home, path, NOW).approved
+    assert home.enrolled
 
 
 def test_refusal_of_the_coordinator_is_told_by_its_code(

@@ -223,7 +223,7 @@ class Federation:
             wake=lambda: None,
         )
         for site in self.sites.values():
-            invite = self.operations.invite(site.name, 3600)
+            invite = self.operations.invite(site.name, 3600, approve=True)
             self.operations.enrol(site.enrolment(token_of(invite, self.identity.public)))
 
     def _set_fleet(self, node_keys) -> None:

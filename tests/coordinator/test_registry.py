@@ -32,7 +32,7 @@ def site(federation):
 
 
 def invited(federation, name="north", valid_for_s=3600.0) -> str:
-    invite = federation.operations.invite(name, valid_for_s)
+    invite = federation.operations.invite(name, valid_for_s, approve=True)
     return token_of(invite, federation.identity.public)
 
 
@@ -66,6 +66,32 @@ def test_enrol(federation, registry, site):
     record = registry.enrol(site.enrolment(invited(federation)))
     assert record.active
     assert registry.active()["north"].identity == site.identity.public
+
+
+def test_a_site_waits_for_approval_and_its_node_stays_out(federation, registry, site):
+    token = token_of(federation.operations.invite("north", 3600), federation.identity.public)
+    record = federation.operations.enrol(site.enrolment(token))
+    assert (record.approved, record.active) == (False, False)
+    assert registry.active() == {}
+    assert federation.fleet == {}
+    record = federation.operations.approve("north")
+    assert record.active
+    assert federation.fleet == {"north": site.node_public}
+    federation.operations.approve("north")  # again changes nothing
+    entries = federation.tools.journal.ledger.entries()
+    told = [(e.kind, e.fields.get("approved")) for e in entries if e.kind.startswith("site.")]
+    assert told == [("site.enrolled", False), ("site.approved", None)]
+
+
+def test_a_site_that_waits_may_be_turned_away(federation, registry, site):
+    token = token_of(federation.operations.invite("north", 3600), federation.identity.public)
+    enrolment = site.enrolment(token)
+    federation.operations.enrol(enrolment)
+    federation.operations.revoke("north")
+    with pytest.raises(CoordinatorError) as caught:
+        federation.operations.approve("north")
+    assert caught.value.code == "site-unknown"
+    assert refusal(registry, enrolment) == "invite-used"
 
 
 def test_the_same_request_again_is_answered_again(federation, registry, site):

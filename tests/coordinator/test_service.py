@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import ssl
 
@@ -11,7 +12,9 @@ import pytest
 from coordinator.errors import CoordinatorError
 from coordinator.home import CoordinatorHome, CoordinatorSettings
 from coordinator.service import Coordinator
+from coordinator.store import LeaseRow
 from privacy.signing import Identity
+from privacy.store import open_engine, writing
 from tests.coordinator.fakes import FakeSite, SmallArtifacts, token_of
 
 # flwr 1.41's own Alembic configuration warns under alembic 1.17.
@@ -111,24 +114,32 @@ def enrol(public, coordinator, site, token):
     return public.post("/v1/auricle/enrol", json=fields)
 
 
-def test_a_site_enrols_and_is_revoked(home, coordinator, public, admin):
+@pytest.mark.parametrize("approve", [True, False])
+def test_a_site_enrols_and_is_revoked(home, coordinator, public, admin, approve):
     identity = Identity.load(home.identity_file).public
     site = FakeSite("clinic", identity)
-    invite = admin.post("/admin/invites", json={"site": "clinic"})
+    invite = admin.post("/admin/invites", json={"site": "clinic", "approve": approve})
     assert invite.status_code == 201
     token = token_of(invite.content, identity)
 
     reply = enrol(public, coordinator, site, token)
-    assert reply.json() == {"coordinator_public_pem": identity.public_pem, "approved": True}
+    assert reply.json() == {"coordinator_public_pem": identity.public_pem, "approved": approve}
+    if not approve:
+        listed = [s for s in admin.get("/admin/sites").json() if s["site"] == "clinic"]
+        assert [(s["active"], s["approved"], s["revoked"]) for s in listed][-1:] == [
+            (False, False, False)
+        ]
+        approved = admin.post("/admin/sites/clinic/approve")
+        assert approved.json() == {"key_id": site.identity.public.key_id}
     overview = [s for s in admin.get("/admin/sites").json() if s["site"] == "clinic"]
-    assert [(s["active"], s["online"]) for s in overview] == [(True, False)]
+    assert [(s["active"], s["online"]) for s in overview][-1:] == [(True, False)]
 
     other = enrol(public, coordinator, FakeSite("clinic", identity), token)
     assert (other.status_code, other.json()["code"]) == (403, "invite-used")
 
     assert admin.post("/admin/sites/clinic/revoke").status_code == 204
     overview = [s for s in admin.get("/admin/sites").json() if s["site"] == "clinic"]
-    assert [(s["active"], s["revoked"]) for s in overview] == [(False, True)]
+    assert [(s["active"], s["revoked"]) for s in overview][-1:] == [(False, True)]
 
 
 @pytest.mark.parametrize(
@@ -191,3 +202,26 @@ def test_a_second_coordinator_on_the_same_ports_is_refused(tmp_path, coordinator
     with pytest.raises(CoordinatorError) as caught:
         Coordinator(home, SmallArtifacts())
     assert caught.value.code == "port-in-use"
+
+
+def test_a_second_coordinator_on_the_same_database_is_refused(tmp_path, home, coordinator):
+    """Another home with other ports, and its own keys, but this database."""
+    settings = dataclasses.replace(SETTINGS, database_url=home.database_url(home.settings()))
+    other = CoordinatorHome.create(tmp_path, settings, datetime.datetime.now(datetime.UTC))
+    with pytest.raises(CoordinatorError) as caught:
+        Coordinator(other, SmallArtifacts())
+    assert caught.value.code == "coordinator-running"
+
+
+def test_a_coordinator_whose_lease_was_taken_stops(tmp_path):
+    home = CoordinatorHome.create(tmp_path, SETTINGS, datetime.datetime.now(datetime.UTC))
+    running = Coordinator(home, SmallArtifacts())
+    running.start()
+    engine = open_engine(home.database_url(home.settings()))
+    with writing(engine) as session:
+        session.get_one(LeaseRow, 1).token += 1
+    engine.dispose()
+    assert running.wait(timeout_s=30)
+    with pytest.raises(CoordinatorError) as caught:
+        running.stop()
+    assert caught.value.code == "lease-lost"

@@ -122,7 +122,7 @@ class Story:
             auricle_here("site", "init", site, "--home", home.root, "--base-folder", self.base)
             default_policy(home.policy, purposes={PURPOSE: EPSILON_CAP}, delta=DELTA)
             at = ("--home", self.home.root, "--out", invite)
-            auricle_here("coordinator", "invite", site, *at)
+            auricle_here("coordinator", "invite", site, "--approve", *at)
             if site == WATCHED:
                 self._lead_through(proxy_port, invite)
             auricle_here("site", "join", invite, "--home", home.root)

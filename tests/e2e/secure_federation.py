@@ -197,7 +197,7 @@ class SecureFederation(Federation):
         self.sites = {name: RealSite(name, self.identity.public, folder / name) for name in names}
         self.online = set(names)
         for site in self.sites.values():
-            invite = self.operations.invite(site.name, 3600)
+            invite = self.operations.invite(site.name, 3600, approve=True)
             self.operations.enrol(site.enrolment(token_of(invite, self.identity.public)))
         self.link = MutedLink(self.sites)
 

@@ -253,7 +253,7 @@ def test_a_page_whose_port_is_in_use(shell: Shell, home: SiteHome) -> None:
 
 def invite_from(coordinator: Coordinator, path: Path, **changes: str) -> Path:
     """An invite for north; with `changes`, one that another coordinator signed."""
-    made = coordinator.operations.invite("north", 600)
+    made = coordinator.operations.invite("north", 600, approve=True)
     if changes:
         signer = Identity.generate()
         envelope = open_invite(made, coordinator)

@@ -42,7 +42,7 @@ def coordinator(tmp_path):
 @pytest.fixture
 def site(tmp_path, coordinator):
     invite = tmp_path / "invite.json"
-    invite.write_bytes(coordinator.operations.invite("north", 600))
+    invite.write_bytes(coordinator.operations.invite("north", 600, approve=True))
     script = Path(__file__).with_name("flower_site.py")
     log = (tmp_path / "site.out").open("wb")
     process = subprocess.Popen(

@@ -21,7 +21,8 @@ from privacy.accountant import MechanismEvent, epsilon
 from privacy.budget import Budget, BudgetCaps, Reservation
 from privacy.errors import BudgetError, LedgerError, PlanError
 from privacy.plan import RoundPlan
-from privacy.store import create_tables, open_engine
+from privacy.schema import PRIVACY
+from privacy.store import open_engine
 from tests.privacy.plans import DELTA, make_plan
 
 PLAN = make_plan()
@@ -297,7 +298,7 @@ CRASH = """
 import os, signal, sys
 from privacy.budget import Budget, BudgetCaps
 from privacy.plan import RoundPlan
-from privacy.store import create_tables, open_engine
+from privacy.store import open_engine
 
 def record(kind, fields):
     if sys.argv[2] == "before-record":
@@ -374,7 +375,7 @@ def test_a_new_database_may_be_opened_by_several_at_once(tmp_path: Path) -> None
     def open_new(file: Path, barrier: threading.Barrier) -> None:
         barrier.wait(timeout=30)
         engine = open_engine(f"sqlite:///{file}")
-        create_tables(engine)
+        PRIVACY.open(engine)
         engine.dispose()
 
     for attempt in range(30):

@@ -1,0 +1,1 @@
+"""Migrations of a site's own tables, one script a change."""

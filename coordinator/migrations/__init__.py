@@ -1,0 +1,1 @@
+"""Migrations of the coordinator's tables, one script a change."""

@@ -1,0 +1,1 @@
+"""Migrations of the tables of budget and ledger, one script a change."""

@@ -1,0 +1,1 @@
+"""Alembic's environment, one for the migrations of every room."""
