@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
-from fastapi import FastAPI, File, Form, Request, UploadFile
+from fastapi import APIRouter, FastAPI, File, Form, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
@@ -78,12 +78,21 @@ def make_app(
     transcriber: Transcribing,
     status: Callable[[], SiteStatus],
     allowed_hosts: Sequence[str] = LOCAL_HOSTS,
+    *,
+    routers: Sequence[APIRouter] = (),
 ) -> FastAPI:
-    """The site's service. `status` is asked at every view of the page."""
+    """The site's service. `status` is asked at every view of the page.
+
+    `routers` are further services of the site, such as streaming. What stands here for every
+    route stands for theirs too: host names, body limit, errors in OpenAI's shape. A path that
+    one of them serves is theirs, `/` included.
+    """
     app = FastAPI(title="Auricle site", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(BodyLimit, max_bytes=MAX_UPLOAD_BYTES + FORM_OVERHEAD_BYTES)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts))
     _add_error_handlers(app)
+    for router in routers:
+        app.include_router(router)
     _add_transcriptions(app, transcriber)
 
     @app.get("/v1/models")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from fastapi import APIRouter
 
 from client_node.api import MAX_UPLOAD_BYTES, make_app
 from client_node.inference import Transcription
@@ -46,8 +47,8 @@ class FakeTranscriber:
 class Client:
     """Calls the app in this process, from a thread without an event loop."""
 
-    def __init__(self, transcriber: FakeTranscriber) -> None:
-        app = make_app(transcriber, site_status)
+    def __init__(self, transcriber: FakeTranscriber, routers: Sequence[APIRouter] = ()) -> None:
+        app = make_app(transcriber, site_status, routers=routers)
         self._transport = httpx.ASGITransport(app, raise_app_exceptions=False)
 
     def request(self, method: str, url: str, **options: Any) -> httpx.Response:
@@ -217,6 +218,24 @@ def test_models_and_health(client: Client, transcriber: FakeTranscriber) -> None
     assert client.get("/health").json() == {"status": "ok", "release": "r7"}
     transcriber.release = None
     assert post(client, model="r7").status_code == 404
+
+
+def test_a_further_router_stands_under_the_same_rules(transcriber: FakeTranscriber) -> None:
+    router = APIRouter()
+
+    @router.get("/")
+    def page() -> str:
+        return "another page"
+
+    @router.get("/fails")
+    def fails() -> None:
+        raise AudioError("/secret/patient-7.wav", remedy="x", code="audio-unreadable")
+
+    client = Client(transcriber, routers=[router])
+    assert client.get("/").json() == "another page"
+    assert client.get("/fails").json()["error"]["code"] == "audio-unreadable"
+    assert client.get("/fails", headers={"host": "attacker.example"}).status_code == 400
+    assert client.get("/v1/models").status_code == 200
 
 
 def test_another_host_name_is_refused(client: Client) -> None:
