@@ -28,6 +28,7 @@ from deploy.cli import (
     rounds,
     site,
     site_records,
+    site_service,
     transcribe,
 )
 from deploy.cli.output import emit_error
@@ -47,6 +48,7 @@ app = typer.Typer(
 )
 app.add_typer(coordinator.app, name="coordinator")
 site_records.add_to(site.app)
+site_service.add_to(site.app)
 app.add_typer(site.app, name="site")
 app.add_typer(rounds.app, name="round")
 app.add_typer(ledger.app, name="ledger")
