@@ -17,6 +17,7 @@ from client_node.model_store import ModelStore, VerifiedRelease
 from model_core.adapter import load_adapter
 from model_core.audio import read_audio
 from model_core.base import SpeechBase, load_base
+from model_core.cached_decoder import Precision
 from model_core.transcribe import Transcriber, Transcript
 
 LoadTranscriber = Callable[[bytes | None], Transcriber]
@@ -32,7 +33,11 @@ class Transcription:
 
 
 def transcriber_loader(
-    base_folder: Path, base_sha256: str, prompt_terms: Sequence[str] = ()
+    base_folder: Path,
+    base_sha256: str,
+    prompt_terms: Sequence[str] = (),
+    *,
+    precision: Precision = "float32",
 ) -> LoadTranscriber:
     """Loader over a base on disk, which is read and its hash checked at the first call.
 
@@ -46,7 +51,9 @@ def transcriber_loader(
     def load(adapter_bytes: bytes | None) -> Transcriber:
         base = verified_base()
         adapter = None if adapter_bytes is None else load_adapter(base.model, adapter_bytes)
-        return Transcriber(base, adapter=adapter, prompt_terms=tuple(prompt_terms))
+        return Transcriber(
+            base, adapter=adapter, prompt_terms=tuple(prompt_terms), precision=precision
+        )
 
     return load
 
@@ -66,29 +73,32 @@ class SiteTranscriber:
         """Name of the release that the next recording is transcribed with; None is the base."""
         return self._store.active_id
 
-    def warm_up(self) -> None:
-        """Load now. Raises ReleaseError, SignatureError or WeightsError like `transcribe`."""
+    def current(self) -> tuple[str | None, Transcriber]:
+        """What serves: a release's name (None for the base) and its transcriber.
+
+        Raises ReleaseError, SignatureError or WeightsError when what should serve does not verify
+        (nothing unverified is ever used instead).
+        """
         with self._lock:
-            self._current()
+            release = self._store.active_id
+            if self._loaded is None or self._loaded[0] != release:
+                self._loaded = None  # the old model's memory goes before the new one's comes
+                verified = None if release is None else self._store.load(release)
+                self._loaded = release, self._load(verified.adapter if verified else None)
+            return self._loaded
+
+    def warm_up(self) -> None:
+        """Load now. Raises like `current`."""
+        self.current()
 
     def transcribe(self, path: Path) -> Transcription:
-        """Transcribe one audio file of any rate and usual container.
+        """Transcribe one audio file of any rate and usual container, decoded in this process.
 
-        Raises AudioError for the file; ReleaseError, SignatureError or WeightsError when what
-        should serve does not verify (nothing unverified is ever used instead).
+        Raises AudioError for the file, and like `current`.
         """
         samples = read_audio(path)
-        with self._lock:
-            release, transcriber = self._current()
-            return Transcription(transcriber.transcribe(samples), release)
-
-    def _current(self) -> tuple[str | None, Transcriber]:
-        release = self._store.active_id
-        if self._loaded is None or self._loaded[0] != release:
-            self._loaded = None  # the old model's memory goes before the new one's comes
-            verified = None if release is None else self._store.load(release)
-            self._loaded = release, self._load(verified.adapter if verified else None)
-        return self._loaded
+        release, transcriber = self.current()
+        return Transcription(transcriber.transcribe(samples), release)
 
 
 def loads_canary(load: LoadTranscriber) -> Callable[[VerifiedRelease], None]:

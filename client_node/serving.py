@@ -14,6 +14,7 @@ from client_node.model_store import ModelStore
 from client_node.store import SiteStore
 from model_core.adapter import load_adapter
 from model_core.base import SpeechBase, load_base, rebased
+from model_core.cached_decoder import Precision
 from privacy.store import open_engine
 
 
@@ -23,10 +24,14 @@ def open_model_store(home: SiteHome, settings: SiteSettings) -> ModelStore:
     return ModelStore(home.releases, trusted, settings.base_sha256)
 
 
-def open_transcriber(home: SiteHome, prompt_terms: Sequence[str] = ()) -> SiteTranscriber:
+def open_transcriber(
+    home: SiteHome, prompt_terms: Sequence[str] = (), *, precision: Precision = "float32"
+) -> SiteTranscriber:
     """What transcribes at this site. Raises SiteError where there is no site."""
     settings = SiteSettings.load(home.settings)
-    load = transcriber_loader(Path(settings.base_folder), settings.base_sha256, prompt_terms)
+    load = transcriber_loader(
+        Path(settings.base_folder), settings.base_sha256, prompt_terms, precision=precision
+    )
     return SiteTranscriber(open_model_store(home, settings), load)
 
 

@@ -113,12 +113,14 @@ def greedy(
     *,
     bias_CS: Tensor | None = None,
     timestamps: bool = False,
+    temperature: float = 0.0,
 ) -> list[Decoded]:
     """Decode encoder states [C, S, D] float32, of which each clip has `lengths` real ones.
 
     `bias_CS` is added to the scores of each state; without it, states beyond a clip's own are
     padding. `prefix` is the control tokens, after a prompt if there is one; it ends in
     no-timestamps unless `timestamps` are wanted. A clip's result does not depend on the others.
+    Above a `temperature` of 0 tokens are drawn at random, with probabilities ∝ p^(1/temperature).
     """
     lengths = [states_CSD.shape[1]] * len(states_CSD) if lengths is None else lengths
     if bias_CS is None:
@@ -135,7 +137,7 @@ def greedy(
     while True:
         logits_NV = decoder.vocabulary.logits(hidden_NTD[:, -1], bias_V)
         rules.apply_times(logits_NV, [row.ids for row in held])
-        next_N = _write(logits_NV, held, base.tokenizer.end)
+        next_N = _write(logits_NV, held, base.tokenizer.end, temperature)
         places = [place for place, row in enumerate(held) if row.is_open]
         if not places:
             break
@@ -147,14 +149,20 @@ def greedy(
     return [row.decoded(base.tokenizer.end) for row in rows]
 
 
-def _write(logits_NV: Tensor, rows: Sequence[Row], end: int) -> Tensor:
-    """Give every open row its likeliest token; returns the tokens of all rows [N]."""
-    best_N, next_N = logits_NV.max(-1)
-    log_p_N = best_N - logits_NV.logsumexp(-1)
+def _write(logits_NV: Tensor, rows: Sequence[Row], end: int, temperature: float) -> Tensor:
+    """Give every open row its next token; returns the tokens of all rows [N]."""
+    next_N = _choose(logits_NV, temperature)
+    log_p_N = logits_NV.gather(1, next_N[:, None])[:, 0] - logits_NV.logsumexp(-1)
     for row, token, log_p in zip(rows, next_N.tolist(), log_p_N.tolist(), strict=True):
         if row.is_open:
             row.write(token, log_p, end)
     return next_N
+
+
+def _choose(logits_NV: Tensor, temperature: float) -> Tensor:
+    if temperature == 0:
+        return logits_NV.argmax(-1)
+    return torch.multinomial((logits_NV / temperature).softmax(-1), 1)[:, 0]
 
 
 def no_speech_of(

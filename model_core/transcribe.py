@@ -8,6 +8,7 @@ length share a batch; padding is masked, so a transcript does not depend on its 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -34,7 +35,8 @@ from model_core.features import (
 )
 from model_core.int8 import int8_encoder
 from model_core.silent_tail import TailedEncoder
-from model_core.sound import cut_at_pauses, may_be_speech
+from model_core.sound import MAX_PIECE_S, cut_at_pauses, may_be_speech
+from model_core.tokens import SpeechTokenizer, Task
 from model_core.words import Word, align
 
 WINDOW_STEP_S = 0.5
@@ -43,12 +45,22 @@ _BATCH = 16
 
 @dataclass(frozen=True)
 class Segment:
-    """One window's text and where it lies in the recording, in seconds; words if asked for."""
+    """A stretch of a recording with its text; words if asked for.
+
+    Attributes:
+        start_s, end_s: seconds from the start of the recording.
+        mean_log_probability: per token.
+        no_speech_probability: of the window it was heard in.
+        ids: the text's tokens.
+    """
 
     start_s: float
     end_s: float
     text: str
     words: tuple[Word, ...] = ()
+    mean_log_probability: float = 0.0
+    no_speech_probability: float = 0.0
+    ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,6 +69,24 @@ class _Heard:
 
     text: str = ""
     words: tuple[Word, ...] = ()
+    decoded: Decoded | None = None
+
+
+@dataclass(frozen=True)
+class DecodingOptions:
+    """What one caller asks of the decoder.
+
+    Attributes:
+        prompt_terms: words to expect, after those that the transcriber always expects.
+        language: of the speech, by Whisper's code.
+        task: "translate" writes English, where the model is multilingual.
+        temperature: 0 takes the likeliest token each time; above, tokens are drawn.
+    """
+
+    prompt_terms: tuple[str, ...] = ()
+    language: str = "en"
+    task: Task = "transcribe"
+    temperature: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -93,7 +123,44 @@ class Transcriber:
         self._encoder = TailedEncoder(int8_encoder(encoder) if precision == "int8" else encoder)
         self._mel_bins = int(model.config.num_mel_bins)
         self._decoder = CachedDecoder(model, precision)
-        self._prefix = (*base.tokenizer.prompt(prompt_terms), *base.tokenizer.prefix(language))
+        self._terms = tuple(prompt_terms)
+        self._use(DecodingOptions(language=language))
+
+    @property
+    def tokenizer(self) -> SpeechTokenizer:
+        """The model's tokens: what languages it knows."""
+        return self._base.tokenizer
+
+    def asked(self, options: DecodingOptions) -> Transcriber:
+        """The same model, decoding as `options` say. Costs nothing: weights are shared.
+
+        Raises TextError (text-language).
+        """
+        other = copy.copy(self)
+        other._use(options)
+        return other
+
+    def _use(self, options: DecodingOptions) -> None:
+        tokenizer = self._base.tokenizer
+        self._temperature = options.temperature
+        self._prefix = (
+            *tokenizer.prompt((*self._terms, *options.prompt_terms)),
+            *tokenizer.prefix(options.language, options.task),
+        )
+
+    @torch.inference_mode()
+    def detect_language(self, samples: Tensor) -> str:
+        """Whisper's code of the language spoken in the first 27 s; "en" for an English model."""
+        tokenizer = self._base.tokenizer
+        languages = tokenizer.languages
+        if not tokenizer.multilingual or not may_be_speech(samples):
+            return "en"
+        clip = samples[: int(MAX_PIECE_S * RATE_HZ)]
+        states_1XD, bias_1X = self._encode([clip], [window_frames(window_s(len(clip)))])
+        cache = self._decoder.start(states_1XD, 1, bias_1X)
+        hidden_1TD = self._decoder.step(torch.tensor([[tokenizer.start]]), cache)
+        logits_V = self._decoder.vocabulary.logits(hidden_1TD[:, -1])[0]
+        return max(languages, key=lambda code: float(logits_V[languages[code]]))
 
     def transcribe(self, samples: Tensor, *, words: bool = False) -> Transcript:
         """Transcribe one recording: [N] float32 at 16 kHz, any length; `words` asks for times."""
@@ -176,13 +243,22 @@ class Transcriber:
                 heard[index] = _Heard(
                     text,
                     self._align(states_SD[:length], each, clips[index]) if timed else (),
+                    each,
                 )
         return doubtful
 
     def _decode(self, states_BXD: Tensor, lengths: Sequence[int], bias_BX: Tensor) -> list[Decoded]:
         decoder, base, prefix = self._decoder, self._base, self._prefix
         if self._beams == 1:
-            return greedy(decoder, base, states_BXD, prefix, lengths, bias_CS=bias_BX)
+            return greedy(
+                decoder,
+                base,
+                states_BXD,
+                prefix,
+                lengths,
+                bias_CS=bias_BX,
+                temperature=self._temperature,
+            )
         return [
             beam_search(decoder, base, states_XD, prefix, self._beams, length=n, bias_S=bias_X)
             for states_XD, n, bias_X in zip(states_BXD, lengths, bias_BX, strict=True)
@@ -217,7 +293,8 @@ def _transcript(
             start / RATE_HZ,
             end / RATE_HZ,
             each.text,
-            tuple(_later(word, start / RATE_HZ) for word in each.words),
+            tuple(later(word, start / RATE_HZ) for word in each.words),
+            *_scores(each.decoded),
         )
         for (start, end), each in zip(spans, heard, strict=True)
         if each.text
@@ -229,5 +306,12 @@ def _transcript(
     )
 
 
-def _later(word: Word, by_s: float) -> Word:
+def _scores(decoded: Decoded | None) -> tuple[float, float, tuple[int, ...]]:
+    if decoded is None:
+        return 0.0, 0.0, ()
+    return decoded.mean_log_probability, decoded.no_speech_probability, decoded.ids
+
+
+def later(word: Word, by_s: float) -> Word:
+    """The word, said `by_s` seconds later."""
     return dataclasses.replace(word, start_s=word.start_s + by_s, end_s=word.end_s + by_s)

@@ -28,6 +28,7 @@ from deploy.cli import (
     rounds,
     site,
     site_records,
+    site_service,
     transcribe,
     upgrade,
 )
@@ -49,6 +50,7 @@ app = typer.Typer(
 upgrade.add_to(coordinator.app, site.app)
 app.add_typer(coordinator.app, name="coordinator")
 site_records.add_to(site.app)
+site_service.add_to(site.app)
 app.add_typer(site.app, name="site")
 app.add_typer(rounds.app, name="round")
 app.add_typer(ledger.app, name="ledger")

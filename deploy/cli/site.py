@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import signal
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -229,35 +228,6 @@ def receipts(home: Home = None, as_json: Json = False) -> None:
         f"{total} bytes in all; each is kept, and verified just now, in {folder}",
         as_json=as_json,
     )
-
-
-@app.command(epilog="Example: auricle site serve --port 8080")
-def serve(
-    home: Home = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8080,
-    as_json: Json = False,
-) -> None:
-    """Serve the site's page and the OpenAI audio API until Ctrl-C, in this building only."""
-    import uvicorn
-
-    from client_node.api import LOCAL_HOSTS, make_app
-    from client_node.serving import open_transcriber
-    from client_node.status import collect_status
-    from deploy.doctor import check_port
-
-    opened = _open(home)
-    free = check_port(port, host)
-    if not free.ok:
-        raise CommandError(free.problem, remedy=free.remedy, code="port-in-use")
-    transcriber = open_transcriber(opened)
-    transcriber.warm_up()
-    made = make_app(transcriber, lambda: collect_status(opened), (*LOCAL_HOSTS, host))
-    url = f"http://{host}:{port}"
-    emit({"url": url}, f"Page and API on {url}; Ctrl-C stops.", as_json=as_json)
-    # uvicorn raises the signal that stopped it again, and a supervisor's SIGTERM is no failure.
-    signal.signal(signal.SIGTERM, lambda _number, _frame: None)
-    uvicorn.run(made, host=host, port=port, log_level="warning", access_log=False)
 
 
 @app.command(epilog="Example: auricle site evaluate --json")

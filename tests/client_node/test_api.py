@@ -3,51 +3,62 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
-from collections.abc import AsyncIterator
-from pathlib import Path
-from typing import Any
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, BinaryIO
 
 import httpx
 import pytest
+from fastapi import APIRouter
 
-from client_node.api import MAX_UPLOAD_BYTES, make_app
-from client_node.inference import Transcription
+from client_node.api import ServiceLimits, make_app
 from client_node.model_store import ReleaseError
+from client_node.recogniser import Asked, Heard
 from client_node.status import BudgetLine, ReceiptLine, ReleaseLine, SiteStatus
 from model_core.errors import AudioError
-from model_core.transcribe import Segment, Transcript
+from model_core.transcribe import Segment
+from model_core.words import Word
 
 URL = "/v1/audio/transcriptions"
+MAX_BYTES = ServiceLimits().upload_bytes
 CANARY = "<script>alert('canary')</script>"
 
 
 class FakeTranscriber:
-    """Answers with one transcript, or fails with one error; keeps the paths it was given."""
+    """Answers with one transcript, or fails with one error; keeps what it was given."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
         self.release: str | None = "r7"
-        self.paths: list[Path] = []
+        self.files: list[BinaryIO] = []
         self.bytes: list[bytes] = []
+        self.asked: list[Asked] = []
 
     def warm_up(self) -> None:
         if self.error is not None:
             raise self.error
 
-    def transcribe(self, path: Path) -> Transcription:
+    def languages(self) -> frozenset[str]:
+        return frozenset({"en"})
+
+    @contextlib.contextmanager
+    def listen(self, recording: BinaryIO, asked: Asked) -> Iterator[Heard]:
         self.warm_up()
-        self.paths.append(path)
-        self.bytes.append(path.read_bytes())
-        segment = Segment(start_s=0.0, end_s=1.5, text="take two tablets")
-        return Transcription(Transcript("take two tablets", (segment,), 1.5), self.release)
+        self.files.append(recording)
+        recording.seek(0)
+        self.bytes.append(recording.read())
+        self.asked.append(asked)
+        words = (Word(0.0, 0.5, "take", 0.9, (5,)), Word(0.5, 1.5, "tablets", 0.5, (6,)))
+        segment = Segment(0.0, 1.5, "take tablets", words, -0.25, 0.125, (5, 6))
+        yield Heard(self.release, "en", 1.5, iter([segment]))
 
 
 class Client:
     """Calls the app in this process, from a thread without an event loop."""
 
-    def __init__(self, transcriber: FakeTranscriber) -> None:
-        app = make_app(transcriber, site_status)
+    def __init__(self, transcriber: FakeTranscriber, **options: Any) -> None:
+        app = make_app(transcriber, site_status, **options)
         self._transport = httpx.ASGITransport(app, raise_app_exceptions=False)
 
     def request(self, method: str, url: str, **options: Any) -> httpx.Response:
@@ -98,27 +109,43 @@ def post(client: Client, data: bytes = b"RIFF", **fields: str) -> Any:
 def test_json_is_the_default_and_carries_only_text(client: Client) -> None:
     reply = post(client, model="auricle")
     assert reply.status_code == 200
-    assert reply.json() == {"text": "take two tablets"}
+    assert reply.json() == {"text": "take tablets"}
 
 
 def test_text_and_verbose_json(client: Client) -> None:
-    assert post(client, response_format="text").text == "take two tablets\n"
+    assert post(client, response_format="text").text == "take tablets\n"
     verbose = post(client, response_format="verbose_json").json()
     assert verbose["duration"] == 1.5
-    assert verbose["segments"] == [{"id": 0, "start": 0.0, "end": 1.5, "text": "take two tablets"}]
+    (segment,) = verbose["segments"]
+    assert segment == {
+        "id": 0,
+        "seek": 0,
+        "start": 0.0,
+        "end": 1.5,
+        "text": "take tablets",
+        "tokens": [5, 6],
+        "temperature": 0.0,
+        "avg_logprob": -0.25,
+        "compression_ratio": segment["compression_ratio"],
+        "no_speech_prob": 0.125,
+    }
     assert verbose["release"] == "r7"
+    assert "words" not in verbose
 
 
 @pytest.mark.parametrize(
     ("fields", "status", "param"),
     [
-        ({"response_format": "srt"}, 400, "response_format"),
+        ({"response_format": "diarized_json"}, 400, "response_format"),
         ({"model": "gpt-9"}, 404, "model"),
         ({"language": "fr"}, 400, "language"),
-        ({"temperature": "0.5"}, 400, "temperature"),
+        ({"temperature": "1.5"}, 400, "temperature"),
+        ({"temperature": "nan"}, 400, "temperature"),
         ({"temperature": "warm"}, 400, "temperature"),
-        ({"prompt": "words"}, 400, "prompt"),
-        ({"stream": "true"}, 400, "stream"),
+        ({"prompt": "x" * 10_001}, 400, "prompt"),
+        ({"stream": "perhaps"}, 400, "stream"),
+        ({"timestamp_granularities[]": "letter"}, 400, "timestamp_granularities[]"),
+        ({"include[]": "logprobs"}, 400, "include[]"),
     ],
 )
 def test_what_cannot_be_done_is_refused_in_openais_shape(
@@ -135,7 +162,7 @@ def test_what_cannot_be_done_is_refused_in_openais_shape(
     assert set(error) == {"message", "type", "param", "code"}
     assert error["type"] == "invalid_request_error"
     assert error["param"] == param
-    assert transcriber.paths == []
+    assert transcriber.asked == []
 
 
 def test_missing_file_and_unknown_route_have_the_same_shape(client: Client) -> None:
@@ -152,19 +179,19 @@ def test_upload_is_kept_nowhere_and_its_name_is_never_a_path(
 ) -> None:
     assert post(client, b"some audio").status_code == 200
     assert transcriber.bytes == [b"some audio"]
-    (path,) = transcriber.paths
-    assert not path.exists()
-    assert "etc" not in path.parts
+    (file,) = transcriber.files
+    assert file.closed
+    assert isinstance(file.name, int)  # it was opened without a name
 
 
 def test_too_large_a_file_is_refused_before_it_is_decoded(
     client: Client, transcriber: FakeTranscriber
 ) -> None:
-    reply = post(client, bytes(MAX_UPLOAD_BYTES + 1))
+    reply = post(client, bytes(MAX_BYTES + 1))
     assert reply.status_code == 413
     assert reply.json()["error"]["param"] == "file"
-    assert post(client, bytes(MAX_UPLOAD_BYTES + 200_000)).status_code == 413
-    assert transcriber.paths == []
+    assert post(client, bytes(MAX_BYTES + 200_000)).status_code == 413
+    assert transcriber.asked == []
 
 
 def test_body_without_a_declared_length_is_refused_unread(
@@ -184,7 +211,7 @@ def test_body_without_a_declared_length_is_refused_unread(
     assert reply.status_code == 411
     assert reply.json()["error"]["type"] == "invalid_request_error"
     assert read <= 1
-    assert transcriber.paths == []
+    assert transcriber.asked == []
 
 
 def test_bad_audio_is_the_clients_fault_and_names_no_path() -> None:
@@ -217,6 +244,24 @@ def test_models_and_health(client: Client, transcriber: FakeTranscriber) -> None
     assert client.get("/health").json() == {"status": "ok", "release": "r7"}
     transcriber.release = None
     assert post(client, model="r7").status_code == 404
+
+
+def test_a_further_router_stands_under_the_same_rules(transcriber: FakeTranscriber) -> None:
+    router = APIRouter()
+
+    @router.get("/")
+    def page() -> str:
+        return "another page"
+
+    @router.get("/fails")
+    def fails() -> None:
+        raise AudioError("/secret/patient-7.wav", remedy="x", code="audio-unreadable")
+
+    client = Client(transcriber, routers=[router])
+    assert client.get("/").json() == "another page"
+    assert client.get("/fails").json()["error"]["code"] == "audio-unreadable"
+    assert client.get("/fails", headers={"host": "attacker.example"}).status_code == 400
+    assert client.get("/v1/models").status_code == 200
 
 
 def test_another_host_name_is_refused(client: Client) -> None:

@@ -1,0 +1,1 @@
+"""The OpenAI audio API over HTTP: forms, answers, errors, guards."""
