@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
 
 from model_core.base import SpeechBase
 from model_core.nano import nano_base
+from privacy.signing import Identity
+from tests.client_node.harness import Coordinator, Site
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -17,3 +22,15 @@ def one_thread() -> None:
 @pytest.fixture(scope="session")
 def nano() -> SpeechBase:
     return nano_base()
+
+
+@pytest.fixture
+def coordinator() -> Coordinator:
+    return Coordinator(Identity.generate())
+
+
+@pytest.fixture
+def site(tmp_path: Path, nano: SpeechBase, coordinator: Coordinator) -> Iterator[Site]:
+    made = Site(tmp_path / "north", nano, coordinator)
+    yield made
+    made.close()

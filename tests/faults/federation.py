@@ -172,9 +172,7 @@ def site_life(root: Path, name: str, listener: Listener, faults: Iterable[Fault]
     for fault in faults:
         arm(fault, lambda: now)
     trusted = (place.identity.public,)
-    agent = open_agent(
-        open_parts(home, source), SiteLog(home.logs, TickingClock()), TickingClock()
-    )
+    agent = open_agent(open_parts(home, source), SiteLog(home.logs, TickingClock()), TickingClock())
     while True:
         with listener.accept() as connection:
             parcel = wire.read_parcel(connection)
@@ -255,9 +253,7 @@ def run(root: Path, job: str, script: Script) -> int:
                 process = fork.Process(target=coordinator_life, args=(root, sockets, job, script))
             else:
                 faults = script.deaths.get(name, ())
-                process = fork.Process(
-                    target=site_life, args=(root, name, listeners[name], faults)
-                )
+                process = fork.Process(target=site_life, args=(root, name, listeners[name], faults))
             process.start()
             return process
 

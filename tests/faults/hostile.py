@@ -143,9 +143,7 @@ HOSTILE: dict[str, Hostile] = {
     "all-zero delta": Hostile(_payload(lambda v, _s, _o: 0 * v), "noise-missing"),
     "half the rank": Hostile(_payload(lambda v, _s, _o: v[: v.size // 2]), "shape-mismatch"),
     "twice the rank": Hostile(_payload(lambda v, _s, _o: np.tile(v, 2)), "update-oversized"),
-    "missing tensor": Hostile(
-        _payload(lambda v, s, o: v[_first_tensor(s, o) :]), "shape-mismatch"
-    ),
+    "missing tensor": Hostile(_payload(lambda v, s, o: v[_first_tensor(s, o) :]), "shape-mismatch"),
     "extra tensor": Hostile(
         _payload(lambda v, s, o: np.append(v, v[: _first_tensor(s, o)])), "update-oversized"
     ),

@@ -6,7 +6,7 @@ import itertools
 from collections import deque
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from coordinator.link import Delivery
 from privacy.parcel import Parcel, RoundOrder

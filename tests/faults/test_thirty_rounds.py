@@ -95,9 +95,7 @@ def _hostile(entry: object) -> bool:
     return bool(kind == "update.answered" and fields["site"] == ADVERSARY)
 
 
-def assert_no_epsilon_is_hidden(
-    place: Place, name: str, rounds: int, schedule: Schedule
-) -> None:
+def assert_no_epsilon_is_hidden(place: Place, name: str, rounds: int, schedule: Schedule) -> None:
     """The site's ledger verifies, and counts every round for which noise was drawn, once."""
     home = place.site(name)
     engine = open_engine(home.database_url)
