@@ -11,6 +11,7 @@ import torch
 from model_core.base import SpeechBase
 from model_core.nano import nano_base
 from privacy.signing import Identity
+from tests.client_node.fake_https import Authority, FakeCoordinator
 from tests.client_node.harness import Coordinator, Site
 
 
@@ -34,3 +35,15 @@ def site(tmp_path: Path, nano: SpeechBase, coordinator: Coordinator) -> Iterator
     made = Site(tmp_path / "north", nano, coordinator)
     yield made
     made.close()
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path / "tls")
+
+
+@pytest.fixture
+def fake(authority: Authority) -> Iterator[FakeCoordinator]:
+    server = FakeCoordinator(authority, Identity.generate())
+    yield server
+    server.close()

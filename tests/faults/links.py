@@ -1,4 +1,4 @@
-"""A fleet link over the sites' sockets, on which parcels are lost, repeated and delayed on order."""
+"""A fleet link over the sites' sockets, on which parcels are lost, doubled and late on order."""
 
 from __future__ import annotations
 
