@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import ssl
+import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
 import httpx
 import rfc8785
 
+from client_node import clock
 from client_node.errors import LinkError, SiteError
 from client_node.home import SiteHome, SiteSettings, write_private
 from client_node.invite import Invite, read_invite
@@ -30,14 +33,23 @@ _REMEDIES = {
 }
 
 
-def check_coordinator(url: str, ca_pem: str) -> None:
-    """Ask the coordinator for its health over TLS.
+def check_coordinator(url: str, ca_pem: str, now: Callable[[], float] = time.time) -> None:
+    """Ask the coordinator for its health over TLS, and for its time.
 
-    Raises LinkError with the code "coordinator-unreachable" (nothing answers), or
-    "coordinator-untrusted" (something answers that the pinned CA does not vouch for).
+    Raises LinkError with the code "coordinator-unreachable" (nothing answers),
+    "coordinator-untrusted" (something answers that the pinned CA does not vouch for), or
+    "clock-differs" (node authentication would refuse this machine's clock).
     """
     with _client(url, ca_pem) as client:
-        _ask(client, url, "GET", HEALTH_PATH, None)
+        date = _ask(client, url, "GET", HEALTH_PATH, None).headers.get("date")
+    ahead = 0.0 if date is None else clock.ahead_s(date, now())
+    if not clock.agrees(ahead):
+        raise LinkError(
+            f"this clock is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the "
+            "coordinator's, which node authentication does not accept",
+            remedy="set the clock of this machine, or of the coordinator's, by NTP",
+            code="clock-differs",
+        )
 
 
 @dataclasses.dataclass(frozen=True)

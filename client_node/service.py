@@ -93,7 +93,8 @@ def _run(home: SiteHome, stop: threading.Event, stages: Notify, log: SiteLog) ->
             raise LinkError(
                 "the connection to the coordinator ended: its SuperNode stopped by itself",
                 remedy="read logs/supernode.log; a refused node (HTTP 401) means that the "
-                "coordinator has not approved this site yet, has revoked it, or lost its enrolment",
+                "coordinator has not approved this site yet, has revoked it or lost its enrolment, "
+                "or that a clock has been set since the start: `auricle doctor` compares them",
                 code="supernode-ended",
             )
     finally:

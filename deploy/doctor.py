@@ -11,19 +11,17 @@ import ssl
 import sys
 import time
 from collections.abc import Callable, Iterable
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import httpx
 import psutil
 from packaging.requirements import Requirement
 
+from client_node import clock
+
 MIN_PYTHON = (3, 11)
 MIN_DISK_BYTES = 3 * 2**30
 MIN_MEMORY_BYTES = 2 * 2**30
-# Flower's node authentication accepts a clock at most 5 s ahead and 300 s behind.
-MAX_AHEAD_S = 5.0
-MAX_BEHIND_S = 300.0
 TIMEOUT_S = 10.0
 
 
@@ -187,12 +185,12 @@ def _unreachable(url: str, ca: Path | None, error: Exception) -> Check:
 def _check_clock(date: str | None, now_s: float) -> Check:
     if date is None:
         return Check("clock", ok=True, problem="the coordinator does not tell its time")
-    ahead_s = now_s - parsedate_to_datetime(date).timestamp()
-    ok = -MAX_BEHIND_S < ahead_s < MAX_AHEAD_S
+    ahead = clock.ahead_s(date, now_s)
+    ok = clock.agrees(ahead)
     return Check(
         "clock",
         ok=ok,
-        problem=f"this clock is {abs(ahead_s):.0f} s {'ahead of' if ahead_s > 0 else 'behind'} "
+        problem=f"this clock is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} "
         "the coordinator's",
         remedy="" if ok else "set this machine's clock by NTP: node authentication refuses it",
     )

@@ -8,6 +8,7 @@ import ipaddress
 import json
 import ssl
 import threading
+import time
 from pathlib import Path
 
 from cryptography import x509
@@ -73,6 +74,8 @@ class FakeCoordinator:
             {"coordinator_public_pem": identity.public.public_pem, "approved": True},
         )
         self.requests: list[dict[str, str]] = []
+        self.ahead_s = 0.0
+        """By how much this coordinator's clock is ahead of the system's."""
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -92,6 +95,10 @@ class FakeCoordinator:
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
                 self.wfile.write(data)
+
+            def date_time_string(self, timestamp: float | None = None) -> str:
+                told_s = time.time() + outer.ahead_s if timestamp is None else timestamp
+                return super().date_time_string(told_s)  # type: ignore[arg-type]
 
             def log_message(self, *args: object) -> None:
                 pass

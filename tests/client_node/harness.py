@@ -142,8 +142,14 @@ class Site:
     """A site's home with a nano base, and agents opened on it as often as a test wants."""
 
     def __init__(
-        self, root: Path, base: SpeechBase, coordinator: Coordinator, database_url: str = ""
+        self,
+        root: Path,
+        base: SpeechBase,
+        coordinator: Coordinator,
+        database_url: str = "",
+        name: str = "north",
     ) -> None:
+        self.name = name
         self.home = SiteHome(root)
         self.home.create()
         self.keys = create_keys(self.home)
@@ -151,7 +157,7 @@ class Site:
         folder = root / "base"
         save_base(base, folder)
         SiteSettings(
-            site="north",
+            site=name,
             base_folder=str(folder),
             base_sha256=base.base_sha256,
             coordinator_url="https://localhost:1",
@@ -182,13 +188,13 @@ class Site:
     def books(self) -> tuple[Ledger, Budget]:
         """Ledger and budget, opened anew from disk."""
         engine = self.engine()
-        ledger = Ledger(engine, self.keys.identity, "site/north", self.clock)
+        ledger = Ledger(engine, self.keys.identity, f"site/{self.name}", self.clock)
         caps = SitePolicy.load(self.home.policy).caps
-        return ledger, Budget(engine, "north", caps, ledger.append, self.clock)
+        return ledger, Budget(engine, self.name, caps, ledger.append, self.clock)
 
     def private_log(self) -> PrivateLog:
         """The private log, opened anew from disk."""
-        return PrivateLog(self.engine(), self.keys.identity, "site/north", self.clock)
+        return PrivateLog(self.engine(), self.keys.identity, f"site/{self.name}", self.clock)
 
     def audit(self) -> Report:
         """What an auditor finds in an export, trusting the site's key alone."""
