@@ -9,15 +9,13 @@ and its code is not run. An exception leaves as a code, never as text.
 from __future__ import annotations
 
 import hashlib
-import io
 import threading
 import time
 from collections.abc import Callable
 from typing import Any, cast
 
 import httpx
-import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode, SubStatus
 from flwr.common.serde import context_from_proto, fab_from_proto
 from flwr.proto.node_pb2 import Node
@@ -50,8 +48,11 @@ from privacy.parcel import COORDINATOR_KINDS, Parcel, ParcelKind
 MESSAGE_TYPE = "query"
 TASK_TYPE = "flwr-clientapp"
 ACQUIRE_METHOD = "/flwr.proto.Runtime/AcquireTask"
-POLL_S = 0.1
-FIRST_RETRY_S = 0.05
+POLL_S = 0.1  # between two questions to a SuperNode that cannot be asked, or holds none open
+FIRST_RETRY_S, LAST_RETRY_S = 0.02, 0.5
+# One request carries a piece. Flower makes an object, a request each way, of every record: an array
+# of its own kind would cost five where a small parcel now costs one.
+PIECE_BYTES = 16 << 20
 
 Handle = Callable[[Parcel], Parcel]
 Refuse = Callable[[str], Parcel]
@@ -63,14 +64,15 @@ def message_to_parcel(message: Message) -> Parcel:
         if message.metadata.message_type != MESSAGE_TYPE:
             raise ValueError
         content = message.content
-        record = content.config_records["parcel"]
-        kind, statement = record["kind"], record["statement"]
-        if kind not in COORDINATOR_KINDS or not isinstance(statement, bytes):
+        records = content.config_records
+        names = ["parcel", *(f"piece-{number}" for number in range(1, len(content)))]
+        kind, statement = records["parcel"]["kind"], records["parcel"]["statement"]
+        pieces = [records[name]["payload"] for name in names]
+        if kind not in COORDINATOR_KINDS:
             raise ValueError
-        payload = b""
-        if "payload" in content.array_records:
-            payload = _packed_bytes(content.array_records["payload"]["packed"])
-        return Parcel(cast(ParcelKind, kind), statement, payload)
+        if not all(isinstance(part, bytes) for part in (statement, *pieces)):
+            raise ValueError
+        return Parcel(cast(ParcelKind, kind), cast(bytes, statement), b"".join(pieces))
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise RefusalError(
             "parcel-invalid",
@@ -80,26 +82,16 @@ def message_to_parcel(message: Message) -> Parcel:
 
 
 def parcel_to_content(parcel: Parcel) -> RecordDict:
-    """A parcel as Flower carries it: one config record, and one byte array unless it is empty."""
-    record = ConfigRecord({"kind": parcel.kind, "statement": parcel.statement})
-    content = RecordDict({"parcel": record})
-    if parcel.payload:
-        packed = Array(np.frombuffer(parcel.payload, dtype=np.uint8))
-        content["payload"] = ArrayRecord({"packed": packed})
+    """A parcel as Flower carries it: its record, with the payload's first piece, and the rest."""
+    pieces = [
+        parcel.payload[at : at + PIECE_BYTES] for at in range(0, len(parcel.payload), PIECE_BYTES)
+    ]
+    record = {"kind": parcel.kind, "statement": parcel.statement, "payload": b"".join(pieces[:1])}
+    content = RecordDict({"parcel": ConfigRecord(record)})
+    for number, piece in enumerate(pieces[1:], start=1):
+        # The number makes equal pieces two objects, as Flower knows them by their hash.
+        content[f"piece-{number}"] = ConfigRecord({"number": number, "payload": piece})
     return content
-
-
-def _packed_bytes(array: Array) -> bytes:
-    # The .npy header is read and the bytes are taken as they are: numpy.load would first reserve
-    # whatever size a lying header claims, and nothing here is verified yet.
-    stream = io.BytesIO(array.data)
-    if np.lib.format.read_magic(stream) != (1, 0):
-        raise ValueError
-    shape, _, dtype = np.lib.format.read_array_header_1_0(stream, max_header_size=1024)
-    payload = stream.read()
-    if dtype != np.uint8 or shape != (len(payload),):
-        raise ValueError
-    return payload
 
 
 class FlowerWorker:
@@ -125,7 +117,7 @@ class FlowerWorker:
         connected = False
         try:
             while not stop.is_set():
-                token = ""
+                token, asked_at_s = "", time.monotonic()
                 try:
                     token = self._tasks.AcquireTask(request).token
                     changed, connected = not connected, True
@@ -136,7 +128,7 @@ class FlowerWorker:
                 if token:
                     self._serve(token)
                 else:
-                    stop.wait(POLL_S)
+                    stop.wait(max(0.0, asked_at_s + POLL_S - time.monotonic()))
         finally:
             self._tasks.close()
 
@@ -206,7 +198,9 @@ def _pull_task(client: RuntimeHttpClient) -> tuple[Message, Context, Fab]:
             client.ConfirmMessageReceived, node, context.run_id
         ),
         return_type=Message,
+        max_tries_per_object=None,  # a slow line may take longer than flwr's five hundred tries
         initial_backoff=FIRST_RETRY_S,
+        backoff_cap=LAST_RETRY_S,
     )
     # A message does not carry its own id; it is the id of its object tree.
     message.metadata.__dict__["_message_id"] = tree.object_id

@@ -8,14 +8,14 @@ installed, no outside host is contacted.
 
 Replies are mapped by the message that they answer (the source of an error message is wrong in
 Flower 1.41), and are fetched without waiting, where Flower's own grid would block for a second and
-more while a site is still uploading.
+more while a site is still uploading. Nobody polls on a clock: sites wait in `coordinator.fleet_gate`
+until something is queued for them, and `wait` returns when something of theirs has come.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import logging
 import os
 import secrets
@@ -28,10 +28,9 @@ from typing import Any
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 
-import numpy as np
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from fastapi import FastAPI
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.app.message.message import remove_content_from_message
 from flwr.cli.build import build_fab_from_files
 from flwr.common.constant import (
@@ -69,13 +68,17 @@ from flwr.superlink.main import create_app
 from flwr.superlink.servicer.control import control_handlers
 from flwr.superlink.servicer.runtime import runtime_handlers
 
+from coordinator.fleet_gate import FleetGate
 from coordinator.link import Delivery
 from privacy.parcel import SITE_KINDS, Parcel
 
 MESSAGE_TYPE = "query"
 MESSAGE_TTL_S = 24 * 3600.0
-# Message, records, array and its 20 MB chunks: a parcel of a gigabyte is below this.
-MAX_REPLY_OBJECTS = 64
+# One request carries a piece. Flower makes an object, a request each way, of every record: an array
+# of its own kind would cost five where a small parcel now costs one.
+PIECE_BYTES = 16 << 20
+MAX_REPLY_OBJECTS = 64  # message, records and their pieces: a parcel of nearly a gigabyte
+HOLD_S = 10.0
 
 _OWNER = AccountInfo(flwr_aid=NOOP_FLWR_AID, account_name=NOOP_ACCOUNT_NAME)
 _SUPERLINK_NODE = Node(node_id=SUPERLINK_NODE_ID)
@@ -145,11 +148,14 @@ class FlowerLink:
     """FleetLink over the embedded SuperLink `app`.
 
     One Flower run serves all jobs of the process (Flower's task identity is process-global); it is
-    begun when the first parcel is sent. Not safe for several threads, but for `set_fleet` and
-    `online`.
+    begun when the first parcel is sent. Not safe for several threads, but for `set_fleet`,
+    `online` and `release`.
     """
 
-    def __init__(self, app: FastAPI) -> None:
+    def __init__(self, app: FastAPI, hold_s: float = HOLD_S) -> None:
+        """`hold_s`: longest that a site's question for messages is held open."""
+        self.gate = FleetGate(app, hold_s)
+        """What the public listener serves of `app`."""
         self._state = app.state.linkstate_factory.state()
         self._fleet_lock = threading.Lock()
         self._node_ids: dict[str, int] = {}
@@ -203,6 +209,7 @@ class FlowerLink:
                     content = objects[object_id].deflate()
                     self._state.store_object(run.run_id, response.session_id, object_id, content)
         self._flights[message_id] = (site, run.run_id)
+        self.gate.wake([self._node_ids[site]])
         return message_id
 
     def poll(self, message_ids: Collection[str]) -> list[Delivery]:
@@ -223,6 +230,14 @@ class FlowerLink:
                 self._arriving[metadata.reply_to_message_id] = (metadata.message_id, objects)
         arrived = [m for m in asked if m in self._arriving]
         return deliveries + [d for m in arrived if (d := self._fetch(run, m)) is not None]
+
+    def wait(self, timeout_s: float) -> None:
+        """Return when a reply may have come, or after `timeout_s`."""
+        self.gate.wait_for_news(timeout_s)
+
+    def release(self) -> None:
+        """Answer the sites that wait for messages, and end `wait`: the listener is to stop."""
+        self.gate.close()
 
     def close(self) -> None:
         """End the run; sites keep what they have and wait for the next coordinator process."""
@@ -247,7 +262,8 @@ class FlowerLink:
         if len(object_ids) > MAX_REPLY_OBJECTS:
             return self._delivery(message, error_code="reply-oversized")
         contents = {}
-        for object_id in object_ids:
+        # Sites send a message's own object last: while it is missing, nothing large is read.
+        for object_id in reversed(object_ids):
             content = self._state.get_object(run.run_id, object_id)
             if content is None:
                 return self._delivery(message, error_code="reply-lost")
@@ -275,38 +291,27 @@ class FlowerLink:
 
 
 def parcel_to_content(parcel: Parcel) -> RecordDict:
-    """A parcel as Flower carries it: one config record, and one byte array unless it is empty."""
-    record = ConfigRecord({"kind": parcel.kind, "statement": parcel.statement})
-    content = RecordDict({"parcel": record})
-    if parcel.payload:
-        packed = Array(np.frombuffer(parcel.payload, dtype=np.uint8))
-        content["payload"] = ArrayRecord({"packed": packed})
+    """A parcel as Flower carries it: its record, with the payload's first piece, and the rest."""
+    pieces = [
+        parcel.payload[at : at + PIECE_BYTES] for at in range(0, len(parcel.payload), PIECE_BYTES)
+    ]
+    record = {"kind": parcel.kind, "statement": parcel.statement, "payload": b"".join(pieces[:1])}
+    content = RecordDict({"parcel": ConfigRecord(record)})
+    for number, piece in enumerate(pieces[1:], start=1):
+        # The number makes equal pieces two objects, as Flower knows them by their hash.
+        content[f"piece-{number}"] = ConfigRecord({"number": number, "payload": piece})
     return content
 
 
 def content_to_parcel(content: RecordDict) -> Parcel:
     """The inverse of `parcel_to_content`. Raises ValueError or KeyError on anything else."""
-    record = content.config_records["parcel"]
-    kind, statement = record["kind"], record["statement"]
-    if kind not in SITE_KINDS or not isinstance(statement, bytes):
+    records = content.config_records
+    names = ["parcel", *(f"piece-{number}" for number in range(1, len(content)))]
+    kind, statement = records["parcel"]["kind"], records["parcel"]["statement"]
+    pieces = [records[name]["payload"] for name in names]
+    if kind not in SITE_KINDS or not all(isinstance(part, bytes) for part in (statement, *pieces)):
         raise ValueError("not a site's parcel")
-    payload = b""
-    if "payload" in content.array_records:
-        payload = _packed_bytes(content.array_records["payload"]["packed"])
-    return Parcel(kind, statement, payload)
-
-
-def _packed_bytes(array: Array) -> bytes:
-    # The .npy header is read, and the bytes taken as they are: numpy.load would first reserve
-    # whatever size a lying header claims.
-    stream = io.BytesIO(array.data)
-    if np.lib.format.read_magic(stream) != (1, 0):
-        raise ValueError("not a version 1.0 .npy array")
-    shape, _, dtype = np.lib.format.read_array_header_1_0(stream, max_header_size=1024)
-    payload = stream.read()
-    if dtype != np.uint8 or shape != (len(payload),):
-        raise ValueError("not one array of bytes")
-    return payload
+    return Parcel(kind, statement, b"".join(pieces))
 
 
 @dataclasses.dataclass(frozen=True)

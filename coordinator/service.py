@@ -34,6 +34,7 @@ from privacy.store import open_engine
 
 LOOPBACK = "127.0.0.1"
 IDLE_S = 1.0
+TICK_S = 0.5  # deadlines, and sites that come online, are seen this late at most
 
 _log = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ class Coordinator:
         self._public = Listener(
             OnlyPaths(
                 [
-                    Mount("/v1/fleet/", superlink, settings.max_request_bytes),
+                    Mount("/v1/fleet/", self._link.gate, settings.max_request_bytes),
                     Mount("/health", superlink, 0),
                     Mount(ENROL_PATH, self._enrolment_app(identity), ENROL_LIMIT_BYTES),
                 ],
@@ -164,6 +165,7 @@ class Coordinator:
         """Make `wait` return; safe in a signal handler."""
         self._stopping.set()
         self._wake.set()
+        self._link.release()
 
     def _enrolment_app(self, identity: Identity) -> FastAPI:
         def enrol(enrolment: Enrolment) -> SiteRecord:
@@ -200,10 +202,15 @@ class Coordinator:
         self._failure = self._failure or error
         self.ask_to_stop()
 
+    def _pause(self, duration_s: float) -> bool:
+        """Until sites have sent something, or the clock is to be read; whether to stop."""
+        self._link.wait(max(duration_s, TICK_S))
+        return self._stopping.is_set()
+
     def _run_job(self, job: str) -> None:
         """Run a job to its end; a fault of its own abandons it and leaves the service up."""
         try:
-            JobLoop(job, self._tools, self._link).run(self._stopping.wait)
+            JobLoop(job, self._tools, self._link).run(self._pause)
         except (LedgerError, LeaseError):
             raise  # the ledger verifies (I4) and is ours alone to write, or the service stops
         except AuricleError as error:
