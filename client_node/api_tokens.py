@@ -15,33 +15,16 @@ import secrets
 from collections.abc import Callable, Collection
 from datetime import datetime
 
-from sqlalchemy import JSON, Engine, func, select
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy import Engine, func, select
 
 from client_node.errors import SiteError
-from privacy.store import create_tables, reading, writing
+from client_node.tables import TokenRow, open_schema
+from privacy.store import reading, writing
 
 PREFIX = "auricle-"
 SCOPES = ("transcribe", "page")
 _TOKEN_BYTES = 32
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
-
-
-class TokenBase(DeclarativeBase):
-    """Declarative base of the tokens' own table."""
-
-
-class TokenRow(TokenBase):
-    """One token. Times are ISO 8601 with their zone."""
-
-    __tablename__ = "api_token"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str] = mapped_column(unique=True)
-    sha256: Mapped[str] = mapped_column(unique=True)
-    scopes: Mapped[list[str]] = mapped_column(JSON)
-    created_at: Mapped[str]
-    revoked_at: Mapped[str | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +41,7 @@ class TokenBook:
     """The tokens of one site."""
 
     def __init__(self, engine: Engine, clock: Callable[[], datetime]) -> None:
-        create_tables(engine, TokenBase.metadata)
+        open_schema(engine)
         self._engine, self._clock = engine, clock
 
     def create(self, name: str, scopes: Collection[str]) -> str:

@@ -99,6 +99,19 @@ class ProbeKeyRow(Base):
     key: Mapped[bytes]
 
 
+class TokenRow(Base):
+    """A token of the site's HTTP service, as its hash. Times are ISO 8601 with their zone."""
+
+    __tablename__ = "api_token"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    sha256: Mapped[str] = mapped_column(unique=True)
+    scopes: Mapped[list[str]] = mapped_column(JSON)
+    created_at: Mapped[str]
+    revoked_at: Mapped[str | None]
+
+
 SITE = Schema("site", Base.metadata, Path(__file__).parent / "migrations")
 
 
