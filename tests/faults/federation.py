@@ -14,7 +14,7 @@ import multiprocessing
 import os
 import signal
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from multiprocessing.connection import Listener, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -83,14 +83,14 @@ class Place:
         path = self.root / f"{site}.draws"
         return [int(line) for line in path.read_text().split()] if path.exists() else []
 
-    def tools(self) -> tuple[Tools, Engine]:
+    def tools(self, clock: FakeClock | None = None) -> tuple[Tools, Engine]:
         """The coordinator's tools over its database, opened anew."""
-        tools, engine = make_tools(self.coordinator, self.identity, FakeClock())
+        tools, engine = make_tools(self.coordinator, self.identity, clock or FakeClock())
         return dataclasses.replace(tools, artifacts=SpeechArtifacts()), engine
 
 
-def found(root: Path, base: SpeechBase, rounds: int) -> str:
-    """Make every home, enrol every site, submit a job of `rounds`, and run none of it."""
+def found(root: Path, base: SpeechBase, rounds: int, sites: Sequence[str] = SITES) -> str:
+    """Make every home, enrol `sites` and the adversary, submit a job, and run none of it."""
     place = Place(root)
     for folder in (place.coordinator, root / "sites", root / "fired"):
         folder.mkdir(parents=True)
@@ -100,7 +100,7 @@ def found(root: Path, base: SpeechBase, rounds: int) -> str:
     operations = Operations(
         engine, tools, ENDPOINT, online=frozenset, set_fleet=lambda _: None, wake=lambda: None
     )
-    for name in SITES:
+    for name in sites:
         site = Site(place.site(name).root, base, Coordinator(identity), name=name)
         for subject in range(SUBJECTS):
             site.record(f"{name}-{subject}", f"words of {name} {subject}")
@@ -112,7 +112,7 @@ def found(root: Path, base: SpeechBase, rounds: int) -> str:
     job = operations.submit(
         JobRequest(
             purpose="drugs",
-            base_folder=place.site(SITES[0]).root / "base",
+            base_folder=place.site(sites[0]).root / "base",
             rounds=rounds,
             sampling_rate=0.5,
             clipping_norm=0.5,
@@ -218,9 +218,8 @@ def coordinator_life(root: Path, sockets: Path, job: str, script: Script) -> Non
     """One life of the coordinator's process: its job, to the end or until killed."""
     torch.set_num_threads(1)
     place = Place(root)
-    tools, engine = place.tools()
     clock = FakeClock()
-    tools = dataclasses.replace(tools, clock=clock)
+    tools, engine = place.tools(clock)
     for fault in script.deaths.get("coordinator", ()):
         arm(fault, lambda: tools.jobs.load(job).rounds_done + 1)
     adversary = FakeSite(ADVERSARY, tools.identity.public)
