@@ -1,3 +1,5 @@
 """stub for now"""
+
+
 def stock_round_seconds(folder, sites, numbers, rounds):
     raise NotImplementedError
