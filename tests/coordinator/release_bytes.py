@@ -1,4 +1,4 @@
-"""Makes one release of a nano model from fixed inputs: python -m ... FOLDER KEY prints its hashes."""
+"""Makes one release of a nano model from fixed inputs; as a program it prints its hashes."""
 
 from __future__ import annotations
 
