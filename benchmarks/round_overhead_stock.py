@@ -1,5 +1,3 @@
 """stub for now"""
-
-
 def stock_round_seconds(folder, sites, numbers, rounds):
     raise NotImplementedError
