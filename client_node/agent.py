@@ -11,22 +11,29 @@ import dataclasses
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Protocol
+from collections.abc import Callable
 
-from client_node.errors import RefusalError, refusal_code
+from client_node.errors import RefusalError, coordinators_ledger, refusal_code, require
 from client_node.peers import PeerBook
 from client_node.policy import SitePolicy
 from client_node.private_round import PrivateRounds, Trainer
+from client_node.release_duty import ReleaseDuty, Releases
 from client_node.secure_round import SECURE_ORDERS, Protect, SecureOrder, SecureRounds
 from client_node.site_log import SiteLog
 from client_node.store import PlanBook
 from privacy.budget import Budget
 from privacy.errors import LedgerError
 from privacy.ledger import Ledger
-from privacy.parcel import Answer, Parcel, ParcelKind, ReleaseManifest, RoundOrder
-from privacy.peer_heads import PEER_HEAD_CODES, Checkpoint, PeerHeads
+from privacy.parcel import (
+    Answer,
+    Parcel,
+    ParcelKind,
+    ReleaseManifest,
+    ReleaseOffer,
+    ReleaseWithdrawal,
+    RoundOrder,
+)
+from privacy.peer_heads import Checkpoint, PeerHeads
 from privacy.plan import JOB_NAME, RoundPlan
 from privacy.secure_aggregation.messages import KeysOrder, MaskOrder
 from privacy.signing import (
@@ -41,18 +48,6 @@ from privacy.signing import (
 FLOAT32_BYTES = 4
 _EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 MAX_STATEMENT_BYTES = 4 << 20
-
-
-class Releases(Protocol):
-    """Verified releases, as the agent sees them (`client_node.model_store.ModelStore`)."""
-
-    def stage(self, statement: bytes, adapter: bytes) -> ReleaseManifest:
-        """Verify a release and keep it."""
-        ...
-
-    def activate(self, release: str) -> object:
-        """Make a kept release the one that serves."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +94,9 @@ class SiteAgent:
         self._rounds = rounds
         self._secure_rounds = secure_rounds
         self._trainer = trainer
-        self._releases = releases
+        self._releases = ReleaseDuty(
+            releases, policy, coordinator, plans=plans, heads=heads, ledger=ledger
+        )
         self._budget = budget
         self._ledger = ledger
         self._heads = heads
@@ -156,11 +153,17 @@ class SiteAgent:
             named = hashlib.sha256(statement).hexdigest()
             asked = _Asked(named, secure.job, secure.round)
             return asked, lambda: self._secure(secure, parcel)
+        if parcel.kind == "offer":
+            offer = open_as(ReleaseOffer, statement, trusted)
+            _, asked = self._asked_release(offer.manifest.encode())
+            return asked, lambda: self._offer(asked, offer, parcel)
+        if parcel.kind == "withdraw":
+            withdrawal = open_as(ReleaseWithdrawal, statement, trusted)
+            _require_names(withdrawal.job)
+            asked = _Asked(withdrawal.manifest_sha256, withdrawal.job)
+            return asked, lambda: self._withdraw(asked, withdrawal)
         if parcel.kind == "release":
-            manifest = open_as(ReleaseManifest, statement, trusted)
-            _require_names(manifest.job)
-            signed = open_statement(statement, payload_type_of(ReleaseManifest), trusted)
-            asked = _Asked(hashlib.sha256(signed).hexdigest(), manifest.job)
+            manifest, asked = self._asked_release(statement)
             return asked, lambda: self._release(asked, manifest, parcel)
         raise RefusalError(
             "parcel-invalid",
@@ -168,9 +171,16 @@ class SiteAgent:
             remedy="check that coordinator and site run the same version of Auricle",
         )
 
+    def _asked_release(self, statement: bytes) -> tuple[ReleaseManifest, _Asked]:
+        trusted = (self._coordinator,)
+        manifest = open_as(ReleaseManifest, statement, trusted)
+        _require_names(manifest.job)
+        signed = open_statement(statement, payload_type_of(ReleaseManifest), trusted)
+        return manifest, _Asked(hashlib.sha256(signed).hexdigest(), manifest.job)
+
     def _prepare(self, asked: _Asked, plan: RoundPlan, basis: bytes) -> Parcel:
         expected = plan.adapter.basis_sha256 or _EMPTY_SHA256
-        _require(hashlib.sha256(basis).hexdigest() == expected, "payload-mismatch")
+        require(hashlib.sha256(basis).hexdigest() == expected, "payload-mismatch")
         self._veto(plan)
         if plan.privacy_mode == "secure-aggregation":
             self._peers.require(plan)
@@ -187,7 +197,7 @@ class SiteAgent:
                     "rounds": plan.rounds,
                 },
             )
-        _require(self._plans.accept(plan.job, plan.sha256, plan.to_json(), basis), "plan-mismatch")
+        require(self._plans.accept(plan.job, plan.sha256, plan.to_json(), basis), "plan-mismatch")
         if plan.privacy_mode == "secure-aggregation":
             self._peers.pin(plan)
         return self._answer("accepted", asked, "ok")
@@ -196,18 +206,18 @@ class SiteAgent:
         self, order: RoundOrder, vector: bytes, masking: Callable[[], Protect] | None = None
     ) -> Parcel:
         plan, basis = self._plan(order.job)
-        _require(plan.sha256 == order.plan_sha256, "plan-mismatch")
+        require(plan.sha256 == order.plan_sha256, "plan-mismatch")
         secure = plan.privacy_mode == "secure-aggregation"
-        _require(secure == (masking is not None), "aggregation-mismatch")
-        _require(hashlib.sha256(vector).hexdigest() == order.payload_sha256, "payload-mismatch")
-        _require(len(vector) == plan.adapter.size * FLOAT32_BYTES, "payload-mismatch")
+        require(secure == (masking is not None), "aggregation-mismatch")
+        require(hashlib.sha256(vector).hexdigest() == order.payload_sha256, "payload-mismatch")
+        require(len(vector) == plan.adapter.size * FLOAT32_BYTES, "payload-mismatch")
         if (entry := self._rounds.find(order.job, order.round)) is not None:
-            _require(entry.order_sha256 == order.payload_sha256, "round-conflict")
+            require(entry.order_sha256 == order.payload_sha256, "round-conflict")
             return self._rounds.resend(plan, entry)
-        _require(1 <= order.round <= plan.rounds, "round-out-of-range")
-        _require(order.round > self._rounds.last_round(order.job), "round-stale")
+        require(1 <= order.round <= plan.rounds, "round-out-of-range")
+        require(order.round > self._rounds.last_round(order.job), "round-stale")
         self._veto(plan)
-        with _coordinators_ledger():
+        with coordinators_ledger():
             self._heads.take(
                 Checkpoint(order.tree_size, order.tree_head, order.peer_size, order.proofs)
             )
@@ -220,34 +230,27 @@ class SiteAgent:
                 order.order, parcel.payload, lambda: self._secure_rounds.masking(order)
             )
         plan, _ = self._plan(order.job)
-        _require(plan.sha256 == order.plan_sha256, "plan-mismatch")
-        _require(plan.privacy_mode == "secure-aggregation", "aggregation-mismatch")
+        require(plan.sha256 == order.plan_sha256, "plan-mismatch")
+        require(plan.privacy_mode == "secure-aggregation", "aggregation-mismatch")
         if isinstance(order, KeysOrder):
-            _require(1 <= order.round <= plan.rounds, "round-out-of-range")
-            _require(order.round > self._rounds.last_round(order.job), "round-stale")
+            require(1 <= order.round <= plan.rounds, "round-out-of-range")
+            require(order.round > self._rounds.last_round(order.job), "round-stale")
             self._veto(plan)
             self._peers.require(plan)
         return self._secure_rounds.answer(order, parcel.statement, plan)
 
     def _release(self, asked: _Asked, manifest: ReleaseManifest, parcel: Parcel) -> Parcel:
-        _require(self._coordinator.key_id in self._policy.coordinators, "policy-coordinator")
-        if (known := self._plans.find(manifest.job)) is not None:
-            plan = RoundPlan.from_json(known[0])
-            _require(plan.sha256 == manifest.plan_sha256, "plan-mismatch")
-        with _coordinators_ledger():
-            self._heads.note(manifest.tree_size, manifest.tree_head)
-        staged = self._releases.stage(parcel.statement, parcel.payload)
-        self._releases.activate(staged.release)
-        self._ledger.append(
-            "release.activated",
-            {
-                "release": staged.release,
-                "job": staged.job,
-                "adapter_sha256": staged.adapter_sha256,
-                "base_sha256": staged.base_sha256,
-            },
-        )
+        self._releases.take(manifest, parcel)
         return self._answer("activated", asked, "ok")
+
+    def _offer(self, asked: _Asked, offer: ReleaseOffer, parcel: Parcel) -> Parcel:
+        manifest, _ = self._asked_release(offer.manifest.encode())
+        self._releases.take_offer(offer, manifest, parcel.payload)
+        return self._answer("activated", asked, "ok")
+
+    def _withdraw(self, asked: _Asked, withdrawal: ReleaseWithdrawal) -> Parcel:
+        self._releases.withdraw(withdrawal)
+        return self._answer("withdrawn", asked, "ok")
 
     def _veto(self, plan: RoundPlan) -> None:
         codes = self._policy.veto(plan, site=self._site, coordinator=self._coordinator.key_id)
@@ -299,26 +302,6 @@ class SiteAgent:
         return parcel
 
 
-@contextmanager
-def _coordinators_ledger() -> Iterator[None]:
-    """What is wrong with the coordinator's ledger refuses its parcel; ours is not at fault."""
-    try:
-        yield
-    except LedgerError as error:
-        if error.code not in PEER_HEAD_CODES:
-            raise
-        raise RefusalError(error.code, error.problem, remedy=error.remedy) from error
-
-
 def _require_names(job: str, round_: int = 0) -> None:
     """Refuse what could not be written to the ledger: failing to write there stops the service."""
-    _require(JOB_NAME.fullmatch(job) is not None and round_ >= 0, "parcel-invalid")
-
-
-def _require(holds: bool, code: str) -> None:
-    if not holds:
-        raise RefusalError(
-            code,
-            f"a parcel of the coordinator fails the check {code}",
-            remedy="compare this site's ledger with the coordinator's",
-        )
+    require(JOB_NAME.fullmatch(job) is not None and round_ >= 0, "parcel-invalid")

@@ -12,13 +12,15 @@ from pathlib import Path
 from client_node.agent import SiteAgent
 from client_node.features import FeatureStore
 from client_node.home import SiteHome, SiteSettings
-from client_node.inference import loads_canary, transcriber_loader
+from client_node.inference import transcriber_loader
 from client_node.keys import load_keys, trusted_coordinator
 from client_node.model_store import ModelStore, VerifiedRelease
 from client_node.outbox import Outbox
 from client_node.peers import PeerBook
 from client_node.policy import SitePolicy
 from client_node.private_round import PrivateRounds, Trainer
+from client_node.release_canary import ReleaseCanary
+from client_node.release_state import Withdrawn
 from client_node.secure_round import SecureRounds
 from client_node.site_log import SiteLog
 from client_node.store import PlanBook, SiteStore, require_whole_spend
@@ -30,6 +32,7 @@ from privacy.parcel import Parcel, ReleaseManifest
 from privacy.private_log import PrivateLog
 from privacy.random_source import RandomSource, SystemRandomSource
 from privacy.receipt import write_receipt
+from privacy.signing import PublicIdentity
 from privacy.store import open_engine
 
 Clock = Callable[[], datetime]
@@ -59,9 +62,13 @@ class CheckedReleases:
         """Verify a release and keep it. Raises ReleaseError or SignatureError."""
         return self.models.stage(statement, adapter)
 
-    def activate(self, release: str) -> VerifiedRelease:
+    def activate(self, release: str, *, by_operator: bool = False) -> VerifiedRelease:
         """Make a kept release the one that serves. Raises what the canary raises."""
-        return self.models.activate(release, self.canary)
+        return self.models.activate(release, self.canary, by_operator=by_operator)
+
+    def withdraw(self, release: str, code: str) -> Withdrawn:
+        """Never serve a release again."""
+        return self.models.withdraw(release, code)
 
 
 def utc_now() -> datetime:
@@ -144,18 +151,22 @@ def open_agent(
             random=os.urandom,
         ),
         trainer=trainer,
-        releases=CheckedReleases(
-            ModelStore(home.releases, (coordinator,), parts.base.base_sha256),
-            loads_canary(
-                transcriber_loader(Path(parts.settings.base_folder), parts.base.base_sha256)
-            ),
-        ),
+        releases=checked_releases(home, parts.settings, coordinator, parts.base.base_sha256),
         budget=budget,
         ledger=ledger,
         heads=heads,
         keep_receipt=keep_receipt,
         log=log,
     )
+
+
+def checked_releases(
+    home: SiteHome, settings: SiteSettings, coordinator: PublicIdentity, base_sha256: str
+) -> CheckedReleases:
+    """The site's releases, and the canary that each must pass before it serves."""
+    models = ModelStore(home.releases, (coordinator,), base_sha256)
+    load = transcriber_loader(Path(settings.base_folder), base_sha256)
+    return CheckedReleases(models, ReleaseCanary(load, models.active, home.canary))
 
 
 def code_version() -> str:

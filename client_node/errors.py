@@ -6,7 +6,10 @@ the coordinator is a code from `REFUSAL_CODES` and nothing else (invariant I5).
 
 from __future__ import annotations
 
-from privacy.errors import AuricleError
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from privacy.errors import AuricleError, LedgerError
 from privacy.peer_heads import PEER_HEAD_CODES
 
 REFUSAL_CODES = frozenset(
@@ -83,6 +86,9 @@ REFUSAL_CODES = frozenset(
         "adapter-target",
         "adapter-shape",
         "release-rolled-back",
+        "release-withdrawn",
+        "release-parent",
+        "release-canary",
         # The node.
         "ledger-invalid",
         "internal",
@@ -124,3 +130,24 @@ def refusal_code(error: BaseException) -> str:
     """The code from `REFUSAL_CODES` that stands for `error`; anything unknown is "internal"."""
     code = getattr(error, "code", None)
     return code if isinstance(code, str) and code in REFUSAL_CODES else "internal"
+
+
+def require(holds: bool, code: str) -> None:
+    """Refuse a parcel that fails the check `code`. Raises RefusalError."""
+    if not holds:
+        raise RefusalError(
+            code,
+            f"a parcel of the coordinator fails the check {code}",
+            remedy="compare this site's ledger with the coordinator's",
+        )
+
+
+@contextmanager
+def coordinators_ledger() -> Iterator[None]:
+    """What is wrong with the coordinator's ledger refuses its parcel; ours is not at fault."""
+    try:
+        yield
+    except LedgerError as error:
+        if error.code not in PEER_HEAD_CODES:
+            raise
+        raise RefusalError(error.code, error.problem, remedy=error.remedy) from error

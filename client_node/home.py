@@ -37,6 +37,11 @@ class SiteHome:
         return self.root / "policy.toml"
 
     @property
+    def canary(self) -> Path:
+        """The recordings on which each release is tried before it serves, if any were chosen."""
+        return self.root / "canary.json"
+
+    @property
     def keys(self) -> Path:
         """Folder of keys and trusted certificates."""
         return self.root / "keys"

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from client_node.model_store import ModelStore, VerifiedRelease
+from client_node.model_store import ModelStore
 from model_core.adapter import load_adapter
 from model_core.audio import read_audio
 from model_core.base import SpeechBase, load_base
@@ -99,15 +99,3 @@ class SiteTranscriber:
         samples = read_audio(path)
         release, transcriber = self.current()
         return Transcription(transcriber.transcribe(samples), release)
-
-
-def loads_canary(load: LoadTranscriber) -> Callable[[VerifiedRelease], None]:
-    """Canary for `ModelStore.activate`: the adapter must fit the base that this site serves.
-
-    Raises whatever model_core raises when the adapter's tensors do not match the base.
-    """
-
-    def check(release: VerifiedRelease) -> None:
-        load(release.adapter)
-
-    return check

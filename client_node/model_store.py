@@ -1,41 +1,55 @@
-"""Releases at a site: verify, stage, activate, refuse, roll back (invariant I3).
+"""Releases at a site: verify, stage, activate, refuse, withdraw, roll back (invariant I3).
 
 A release is a `ReleaseManifest` signed by the coordinator and the adapter it names by SHA-256. It
 lies in `releases/<id>/` exactly as it arrived, so that every load verifies the signature and the
 hashes again: a file changed on disk after activation is refused like one changed on the wire.
-What serves is named by one pointer file, `active.json`, which changes in a single `os.replace`;
-a crash leaves either the old release or the new one active, never half of each.
+What serves is named by one file, `active.json`, which changes in a single `os.replace`
+(`release_state`); a crash leaves either the old release or the new one active, never half of each.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
-import os
 import re
 import shutil
 import tempfile
 from collections.abc import Callable, Collection
+from datetime import UTC, datetime
 from pathlib import Path
 
-from client_node.errors import SiteError
 from client_node.home import write_private
+from client_node.release_state import (
+    POINTER_NAME,
+    Happening,
+    ReleaseError,
+    ReleaseEvent,
+    ServingState,
+    Standing,
+    Withdrawn,
+    changing,
+    read_state,
+    sync_folder,
+    write_state,
+)
+from privacy.errors import SignatureError
 from privacy.parcel import ReleaseManifest
-from privacy.signing import PublicIdentity, open_as
+from privacy.signing import PublicIdentity, open_as, open_statement, payload_type_of
 
 MANIFEST_NAME = "manifest.dsse.json"
 ADAPTER_NAME = "adapter_model.safetensors"
-POINTER_NAME = "active.json"
 MAX_ADAPTER_BYTES = 1 << 30
 _RELEASE_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
-
-class ReleaseError(SiteError):
-    """A release is refused: unsigned, altered, for another base, or not there."""
-
-    code = "release-refused"
-    exit_code = 33
+__all__ = [
+    "ADAPTER_NAME",
+    "MANIFEST_NAME",
+    "POINTER_NAME",
+    "HeldRelease",
+    "ModelStore",
+    "ReleaseError",
+    "VerifiedRelease",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,31 +61,57 @@ class VerifiedRelease:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Pointer:
-    """What serves now, and what served before it, latest last; None is the bare base.
+class HeldRelease:
+    """A release in a site's history; `manifest` is None where it is not held, or does not verify.
 
-    `rolled_back` were turned away by this site's operator.
+    `latest` is the last thing that happened to it, None where it was staged by an older version.
     """
 
-    active: str | None = None
-    previous: tuple[str | None, ...] = ()
-    rolled_back: tuple[str, ...] = ()
+    release: str
+    standing: Standing
+    latest: ReleaseEvent | None
+    manifest: ReleaseManifest | None
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
 
 
 class ModelStore:
     """The releases of one site, bound to the coordinator keys and the base it trusts."""
 
-    def __init__(self, folder: Path, trusted: Collection[PublicIdentity], base_sha256: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        trusted: Collection[PublicIdentity],
+        base_sha256: str,
+        clock: Callable[[], datetime] = _utc_now,
+    ) -> None:
         """`folder` is the site's `releases/`; it is made, mode 0700, if missing."""
         self._folder = folder
         self._trusted = trusted
         self._base_sha256 = base_sha256
+        self._clock = clock
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     @property
     def active_id(self) -> str | None:
-        """Name of the release the pointer chooses; None while the bare base serves."""
-        return self._pointer().active
+        """Name of the release that is to serve; None while the bare base does."""
+        return read_state(self._folder).active
+
+    def releases(self) -> list[HeldRelease]:
+        """Every release that this site has held or was told of, oldest first."""
+        state = read_state(self._folder)
+        kept = sorted(path.name for path in self._folder.iterdir() if _names_release(path))
+        told = [event.release for event in state.history]
+        return [
+            HeldRelease(name, state.standing(name), state.latest(name), self._readable(name))
+            for name in dict.fromkeys([*(one for one in kept if one not in told), *told])
+        ]
+
+    def history(self) -> tuple[ReleaseEvent, ...]:
+        """All that happened to releases here, oldest first."""
+        return read_state(self._folder).history
 
     def stage(self, statement: bytes, adapter: bytes) -> ReleaseManifest:
         """Verify a release as received and keep it; it does not serve yet. Idempotent.
@@ -79,6 +119,7 @@ class ModelStore:
         Raises ReleaseError or SignatureError, in which case nothing is kept.
         """
         manifest = self._verify(statement, adapter)
+        self._require_known_parent(manifest)
         home = self._folder / manifest.release
         if home.is_dir():
             if self.load(manifest.release).manifest != manifest:
@@ -96,7 +137,9 @@ class ModelStore:
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
-        _sync_folder(self._folder)
+        sync_folder(self._folder)
+        with changing(self._folder) as state:
+            write_state(self._folder, state.after(self._event(manifest.release, "staged")))
         return manifest
 
     def load(self, release: str) -> VerifiedRelease:
@@ -125,36 +168,37 @@ class ModelStore:
         return VerifiedRelease(manifest, adapter)
 
     def activate(
-        self, release: str, canary: Callable[[VerifiedRelease], None] | None = None
+        self,
+        release: str,
+        canary: Callable[[VerifiedRelease], None] | None = None,
+        *,
+        by_operator: bool = False,
     ) -> VerifiedRelease:
         """Make a staged release the one that serves, after `canary` (which raises to refuse it).
 
         A release issued at an earlier coordinator ledger size than the active one is refused: a
-        replayed old release must not undo a newer one; `rollback` does that, on purpose. So is one
-        that was rolled back: a coordinator that sends it again must not undo the operator.
+        replayed old release must not undo a newer one. So is one that was rolled back: a
+        coordinator that sends it again must not undo the operator. Both are the operator's to
+        choose (`by_operator`); one that was withdrawn is nobody's. What the canary refuses stays
+        staged, with the reason.
         """
         candidate = self.load(release)
-        pointer = self._pointer()
-        if pointer.active == release:
+        state = read_state(self._folder)
+        if state.active == release:
             return candidate
-        if release in pointer.rolled_back:
-            raise ReleaseError(
-                f"release {release} was rolled back here",
-                remedy="ask the coordinator's operator for a newer release",
-                code="release-rolled-back",
-            )
-        if pointer.active is not None:
-            current = self.load(pointer.active).manifest
-            if candidate.manifest.tree_size < current.tree_size:
-                raise ReleaseError(
-                    f"release {release} is older than {pointer.active}, which serves now",
-                    remedy="run `auricle site rollback` if the older one is wanted",
-                    code="release-older",
-                )
+        self._require_eligible(candidate, state, by_operator)
         if canary is not None:
-            canary(candidate)
-        previous = (*pointer.previous, pointer.active)
-        self._point(dataclasses.replace(pointer, active=release, previous=previous))
+            self._try(candidate, canary)
+        with changing(self._folder) as state:  # what has happened during the canary counts
+            if state.active == release:
+                return candidate
+            self._require_eligible(candidate, state, by_operator)
+            done = state.after(
+                self._event(release, "activated"),
+                active=release,
+                previous=(*state.previous, state.active),
+            )
+            write_state(self._folder, done)
         return candidate
 
     def active(self) -> VerifiedRelease | None:
@@ -167,18 +211,105 @@ class ModelStore:
 
         Raises ReleaseError when nothing served before, or when the earlier one is altered.
         """
-        pointer = self._pointer()
-        if pointer.active is None or not pointer.previous:
-            raise ReleaseError(
-                "there is nothing to roll back to: no release was ever activated here",
-                remedy="nothing to do: the base model serves",
-                code="release-none-earlier",
-            )
-        *rest, target = pointer.previous
-        restored = None if target is None else self.load(target)
-        rolled_back = (*pointer.rolled_back, pointer.active)
-        self._point(_Pointer(target, tuple(rest), rolled_back))
+        with changing(self._folder) as state:
+            if state.active is None or not state.previous:
+                raise ReleaseError(
+                    "there is nothing to roll back to: no release was ever activated here",
+                    remedy="nothing to do: the base model serves",
+                    code="release-none-earlier",
+                )
+            *rest, target = state.previous
+            restored = None if target is None else self.load(target)
+            turned_away = self._event(state.active, "rolled-back")
+            done = state.after(turned_away, active=target, previous=tuple(rest))
+            write_state(self._folder, done)
         return restored
+
+    def withdraw(self, release: str, code: str) -> Withdrawn:
+        """Never serve `release` again; where it serves, the last that served before it does.
+
+        An earlier release that no longer verifies is passed over; the base is always there.
+        """
+        with changing(self._folder) as state:
+            was_serving = state.active == release
+            previous = [one for one in state.previous if one != release]
+            serves = state.active
+            if was_serving:
+                serves = None
+                while previous and (serves := previous.pop()) is not None:
+                    if self._readable(serves) is not None:
+                        break
+                    serves = None
+            done = state.after(
+                self._event(release, "withdrawn", code), active=serves, previous=tuple(previous)
+            )
+            write_state(self._folder, done)
+        return Withdrawn(was_serving, serves)
+
+    def _try(self, candidate: VerifiedRelease, canary: Callable[[VerifiedRelease], None]) -> None:
+        try:
+            canary(candidate)
+        except Exception as error:
+            code = str(getattr(error, "finding", getattr(error, "code", "internal")))
+            reason = str(getattr(error, "problem", type(error).__name__))
+            refused = self._event(candidate.manifest.release, "refused", code, reason)
+            with changing(self._folder) as state:
+                write_state(self._folder, state.after(refused))
+            raise
+
+    def _require_eligible(
+        self, candidate: VerifiedRelease, state: ServingState, by_operator: bool
+    ) -> None:
+        release = candidate.manifest.release
+        if state.is_withdrawn(release):
+            raise ReleaseError(
+                f"release {release} was withdrawn by the coordinator",
+                remedy="ask the coordinator's operator for a newer release",
+                code="release-withdrawn",
+            )
+        if by_operator:
+            return
+        if state.is_rolled_back(release):
+            raise ReleaseError(
+                f"release {release} was rolled back here",
+                remedy="ask the coordinator's operator for a newer release, or take it back with "
+                f"`auricle site activate {release}`",
+                code="release-rolled-back",
+            )
+        if state.active is not None:
+            current = self.load(state.active).manifest
+            if candidate.manifest.tree_size < current.tree_size:
+                raise ReleaseError(
+                    f"release {release} is older than {state.active}, which serves now",
+                    remedy="run `auricle site rollback` if the older one is wanted",
+                    code="release-older",
+                )
+
+    def _require_known_parent(self, manifest: ReleaseManifest) -> None:
+        """Where the parent is held here, it must be the very one that the manifest names."""
+        parent = manifest.parent
+        if parent is None or not _names_release(self._folder / parent):
+            return
+        statement = (self._folder / parent / MANIFEST_NAME).read_bytes()
+        signed = open_statement(statement, payload_type_of(ReleaseManifest), self._trusted)
+        if hashlib.sha256(signed).hexdigest() != manifest.parent_sha256:
+            raise ReleaseError(
+                f"release {manifest.release} replaces another {parent} than the one held here",
+                remedy="ask the coordinator's operator which history is true, and compare ledgers",
+                code="release-parent",
+            )
+
+    def _readable(self, release: str) -> ReleaseManifest | None:
+        try:
+            return self.load(release).manifest
+        except (ReleaseError, SignatureError):
+            return None
+
+    def _event(
+        self, release: str, what: Happening, code: str = "", reason: str = ""
+    ) -> ReleaseEvent:
+        at = self._clock().isoformat(timespec="seconds")
+        return ReleaseEvent(at, release, what, code, reason)
 
     def _verify(self, statement: bytes, adapter: bytes) -> ReleaseManifest:
         manifest = open_as(ReleaseManifest, statement, self._trusted)
@@ -208,33 +339,6 @@ class ModelStore:
             )
         return manifest
 
-    def _pointer(self) -> _Pointer:
-        path = self._folder / POINTER_NAME
-        try:
-            fields = json.loads(path.read_bytes())
-            pointer = _Pointer(
-                fields["active"], tuple(fields["previous"]), tuple(fields["rolled_back"])
-            )
-        except FileNotFoundError:
-            return _Pointer()
-        except (ValueError, TypeError, KeyError) as error:
-            raise ReleaseError(
-                f"{path} cannot be read: {type(error).__name__}",
-                remedy=f"remove {path} to serve the base model, then activate a release again",
-                code="release-pointer",
-            ) from error
-        return pointer
 
-    def _point(self, pointer: _Pointer) -> None:
-        data = json.dumps(dataclasses.asdict(pointer)).encode()
-        write_private(self._folder / POINTER_NAME, data)
-        _sync_folder(self._folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable, as POSIX asks after a rename."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _names_release(path: Path) -> bool:
+    return _RELEASE_ID.fullmatch(path.name) is not None and path.is_dir()

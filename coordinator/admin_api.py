@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from coordinator.errors import CoordinatorError
 from coordinator.operations import Operations, SiteOverview
+from coordinator.release_api import add_release_routes
 from coordinator.request import parse_request
 from coordinator.status import JobStatus
 from privacy.errors import AuricleError
@@ -54,6 +55,7 @@ def create_admin_app(operations: Operations, token: str) -> FastAPI:
     app.add_exception_handler(AuricleError, _error_reply)
     _add_job_routes(app, operations)
     _add_site_routes(app, operations)
+    add_release_routes(app, operations)
 
     @app.get("/admin/ledger")
     def get_ledger(

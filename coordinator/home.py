@@ -31,6 +31,9 @@ class CoordinatorSettings:
         admin_port: port of the operators' listener, on loopback always.
         database_url: SQLite or PostgreSQL URL; empty for auricle.db in the home.
         max_request_bytes: largest request that the public listener takes.
+        evaluation_manifest: public recordings on which each release is measured; empty for none.
+        release_license: licence of the releases, as the Hugging Face hub names licences.
+        release_base_model: name of the base model on that hub, for the model card.
     """
 
     public_host: str = "0.0.0.0"  # noqa: S104 - sites connect from outside; only the fleet API is here
@@ -39,6 +42,9 @@ class CoordinatorSettings:
     admin_port: int = 8444
     database_url: str = ""
     max_request_bytes: int = 32 * 1024 * 1024
+    evaluation_manifest: str = ""
+    release_license: str = "unknown"
+    release_base_model: str = ""
 
     def save(self, path: Path) -> None:
         """Write the settings as TOML."""

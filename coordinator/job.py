@@ -28,14 +28,16 @@ from coordinator.model_artifacts import ArtifactSource
 from coordinator.optimiser import OptimiserState, apply
 from coordinator.planning import mechanism_fields
 from coordinator.registry import Registry, SiteRecord
-from coordinator.release import make_manifest, write_files
+from coordinator.release import NO_LABELS, Evaluate, Labels, manifest_sha256
+from coordinator.release_desk import ReleaseDesk
+from coordinator.release_records import ReleaseRecords, SiteAnswer
 from coordinator.rounds import OK, ClockRead, RoundState, advance, weigh_codes
 from coordinator.secure_records import SecureRecords
 from coordinator.secure_round import UPDATE, SecureRound
 from privacy.errors import LedgerError
 from privacy.parcel import Parcel, ReleaseManifest, RoundOrder, UpdateHeader
 from privacy.peer_heads import PEER_HEAD_CODES, Checkpoint, PeerHeads
-from privacy.signing import Identity, open_as, open_statement, payload_type_of, seal
+from privacy.signing import Identity, open_as, seal
 
 POLL_S = 0.05
 SITE_INACTIVE = "site-inactive"
@@ -45,7 +47,11 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Tools:
-    """What the loop works with; all of it is passed in."""
+    """What the loop works with; all of it is passed in.
+
+    `evaluate` measures each release on the operator's public test set before it is signed; `labels`
+    are what the operator says of them.
+    """
 
     jobs: Jobs
     secure: SecureRecords
@@ -53,8 +59,11 @@ class Tools:
     journal: Journal
     identity: Identity
     artifacts: ArtifactSource
+    releases: ReleaseRecords
     releases_folder: Path
     clock: Callable[[], float]
+    evaluate: Evaluate | None = None
+    labels: Labels = NO_LABELS
 
 
 class JobLoop:
@@ -63,6 +72,7 @@ class JobLoop:
     def __init__(self, job: str, tools: Tools, link: FleetLink) -> None:
         self._job = job
         self._tools = tools
+        self._desk = ReleaseDesk(tools)
         self._dispatch = Dispatch(link, tools.clock)
         self._secure = SecureRound(job, tools.jobs, tools.secure, tools.identity, self._order)
 
@@ -111,7 +121,8 @@ class JobLoop:
                 continue
             to = active[site]
             if record.state == "releasing":
-                if participant.plan_code == OK and participant.release_code is None:
+                unasked = participant.plan_code == OK and participant.release_code is None
+                if unasked and not record.request.hold:
                     parcel = functools.partial(self._release_parcel, to)
                     questions[site] = Question(("release", 0), parcel)
             elif participant.plan_code is None:
@@ -148,10 +159,7 @@ class JobLoop:
         )
 
     def _heads(self, site: SiteRecord) -> PeerHeads:
-        # A site enrolled again under its name has a new key, and begins a new ledger; one that
-        # rotates its key goes on with the ledger that it has.
-        name = f"site/{site.name}/{site.ledger_key_id[:16]}"
-        return self._tools.journal.ledger.peer(name)
+        return self._tools.journal.heads(site)
 
     def _release_parcel(self, site: SiteRecord) -> Parcel:
         _, statement, adapter = self._tools.jobs.release(self._job)
@@ -179,14 +187,7 @@ class JobLoop:
                 )
                 self._tools.jobs.answer_plan(self._job, site.name, code)
             case "release":
-                code = answer_code(
-                    reply.parcel,
-                    site,
-                    expected="activated",
-                    job=self._job,
-                    subject_sha256=self._manifest_sha256(),
-                )
-                self._tools.jobs.answer_release(self._job, site.name, code)
+                self._take_release(reply.parcel, site)
             case _:
                 self._secure.take(reply, record, site, self._tools.clock())
 
@@ -226,11 +227,13 @@ class JobLoop:
                 raise
             raise AdmissionError(error.problem, remedy=error.remedy, code=error.code) from error
 
-    def _manifest_sha256(self) -> str:
-        _, statement, _ = self._tools.jobs.release(self._job)
-        trusted = (self._tools.identity.public,)
-        manifest = open_statement(statement, payload_type_of(ReleaseManifest), trusted)
-        return hashlib.sha256(manifest).hexdigest()
+    def _take_release(self, parcel: Parcel, site: SiteRecord) -> None:
+        tools, job = self._tools, self._job
+        name, statement, _ = tools.jobs.release(job)
+        signed = manifest_sha256(statement, tools.identity.public)
+        code = answer_code(parcel, site, expected="activated", job=job, subject_sha256=signed)
+        answer = SiteAnswer(site.name, site.ledger_key_id, "release", code, tools.clock())
+        tools.jobs.answer_release(job, name, answer)
 
     def _advance(self, record: JobRecord) -> JobRecord:
         """Take the transition that is due, if one is; returns the job after it."""
@@ -245,7 +248,7 @@ class JobLoop:
         elif record.state == "releasing":
             waiting = self._questions(record)
             if not waiting or now_s >= record.deadline_at_s:
-                write_files(self._tools.releases_folder, *self._tools.jobs.release(self._job))
+                self._desk.write_files(self._tools.jobs.release(self._job)[0])
                 self._tools.jobs.finish(self._job, now_s)
         return self._tools.jobs.load(self._job)
 
@@ -331,8 +334,9 @@ class JobLoop:
             checkpoint.basis,
             unpack(checkpoint.weights),
         )
-        manifest = make_manifest(record, adapter, tools.journal.ledger, now_s)
-        statement = seal(manifest, tools.identity)
+        base_folder = record.request.base_folder
+        evaluation = tools.evaluate(base_folder, adapter) if tools.evaluate else None
+        manifest, statement = self._desk.sign(record.plan, adapter, evaluation, now_s)
         tools.jobs.begin_release(self._job, manifest.release, statement, adapter, now_s=now_s)
 
 

@@ -26,7 +26,8 @@ from coordinator.job_records import (
 )
 from coordinator.journal import note
 from coordinator.registry import quarantine
-from coordinator.request import JobRequest, request_json
+from coordinator.release_records import SiteAnswer, enter, keep_answer
+from coordinator.request import JobRequest, parse_stored, request_json
 from coordinator.rounds import (
     CLOSED,
     OK,
@@ -221,7 +222,7 @@ class Jobs(JobReader):
     def begin_release(
         self, job: str, release: str, statement: bytes, adapter: bytes, *, now_s: float
     ) -> None:
-        """Store the signed release and start handing it out."""
+        """Store the signed release, and start handing it out unless the job asked to hold it."""
         with writing(self._engine) as session:
             row = job_row(session, job)
             row.state = "releasing"
@@ -232,11 +233,15 @@ class Jobs(JobReader):
                 )
             )
             note(session, "release.signed", {"job": job, "release": release})
+            held = parse_stored(row.request_json).hold
+            enter(session, release, "held" if held else "published", now_s)
 
-    def answer_release(self, job: str, site: str, code: str) -> None:
-        """`site` activated the release ("ok") or refused it with `code`."""
+    def answer_release(self, job: str, release: str, answer: SiteAnswer) -> None:
+        """A site activated the job's release ("ok") or refused it with a code."""
+        site, code = answer.site, answer.code
         with writing(self._engine) as session:
             session.get_one(ParticipantRow, (job, site)).release_code = code
+            keep_answer(session, release, answer)
             note(session, "release.answered", {"job": job, "site": site, "code": code})
 
     def finish(self, job: str, now_s: float) -> None:

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import json
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
 from coordinator.store import JournalRow
 from privacy.ledger import Ledger
+from privacy.peer_heads import PeerHeads
 from privacy.store import reading, writing
+
+if TYPE_CHECKING:
+    from coordinator.registry import SiteRecord
 
 _EVENT = "event"
 
@@ -39,6 +43,12 @@ class Journal:
     def ledger(self) -> Ledger:
         """The ledger behind the journal."""
         return self._ledger
+
+    def heads(self, site: SiteRecord) -> PeerHeads:
+        """The exchange of ledger heads with `site`."""
+        # A site enrolled again under its name has a new key, and begins a new ledger; one that
+        # rotates its key goes on with the ledger that it has.
+        return self._ledger.peer(f"site/{site.name}/{site.ledger_key_id[:16]}")
 
     def flush(self) -> None:
         """Append every owed event. Raises LedgerError where the ledger does not verify."""

@@ -16,6 +16,7 @@ from coordinator.jobs import NewJob
 from coordinator.optimiser import OptimiserState
 from coordinator.planning import make_plan
 from coordinator.registry import Endpoint, Enrolment, SiteRecord
+from coordinator.release_desk import ReleaseDesk
 from coordinator.request import JobRequest
 from coordinator.status import JobStatus, job_status
 from privacy.signing import seal
@@ -127,6 +128,11 @@ class Operations:
         tools.journal.flush()
         self.wake()
         return plan.job
+
+    @property
+    def releases(self) -> ReleaseDesk:
+        """The verbs of releases."""
+        return ReleaseDesk(self.tools)
 
     def jobs(self) -> list[str]:
         """All jobs, oldest first."""

@@ -71,6 +71,7 @@ class JobRequest:
             of every quorum of sites, and together they must be more than the sites.
         deadline_s: seconds that a round may stay open.
         context_weight: weight of the tokens outside a recording's term, in [0, 1].
+        hold: keep the release back at the end until the operator publishes it.
     """
 
     purpose: str
@@ -90,6 +91,7 @@ class JobRequest:
     honest_sites: int | None = None
     deadline_s: float = 600.0
     context_weight: float = 1.0
+    hold: bool = False
     adapter: AdapterRequest = dataclasses.field(default_factory=AdapterRequest)
     optimiser: OptimiserRequest = dataclasses.field(default_factory=OptimiserRequest)
 

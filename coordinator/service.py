@@ -25,6 +25,9 @@ from coordinator.model_artifacts import ArtifactSource, SpeechArtifacts
 from coordinator.operations import Operations
 from coordinator.public_api import ENROL_LIMIT_BYTES, ENROL_PATH, create_public_app
 from coordinator.registry import Enrolment, Registry, SiteRecord
+from coordinator.release import Evaluate, Labels
+from coordinator.release_delivery import ReleaseDelivery
+from coordinator.release_records import ReleaseRecords
 from coordinator.secure_records import SecureRecords
 from coordinator.store import create_schema
 from privacy.errors import AuricleError, LedgerError
@@ -51,11 +54,13 @@ class Coordinator:
         artifacts: ArtifactSource | None = None,
         clock: Callable[[], float] = time.time,
         wait: Callable[[float], None] = time.sleep,
+        evaluate: Evaluate | None = None,
     ) -> None:
         """Open the databases, take the lease, verify the ledger, bind both ports.
 
-        After a coordinator that was killed it waits for the end of that one's lease. Raises
-        StoreError, LeaseError, LedgerError, and CoordinatorError "port-in-use".
+        After a coordinator that was killed it waits for the end of that one's lease. `evaluate`
+        measures each release on the operator's public test set. Raises StoreError, LeaseError,
+        LedgerError, and CoordinatorError "port-in-use".
         """
         settings = home.settings()
         engine = open_engine(home.database_url(settings))
@@ -63,7 +68,7 @@ class Coordinator:
         self._lease = Lease(engine, clock)
         self.engine = self._lease.take(wait)
         try:
-            self._assemble(home, settings, artifacts or SpeechArtifacts(), clock)
+            self._assemble(home, settings, artifacts or SpeechArtifacts(), clock, evaluate)
         except BaseException:
             self._lease.release()
             raise
@@ -74,6 +79,7 @@ class Coordinator:
         settings: CoordinatorSettings,
         artifacts: ArtifactSource,
         clock: Callable[[], float],
+        evaluate: Evaluate | None,
     ) -> None:
         identity = Identity.load(home.identity_file)
         log_id = f"coordinator/{identity.public.key_id[:16]}"
@@ -85,11 +91,15 @@ class Coordinator:
             journal=Journal(self.engine, ledger),
             identity=identity,
             artifacts=artifacts,
+            releases=ReleaseRecords(self.engine),
             releases_folder=home.releases,
             clock=clock,
+            evaluate=evaluate,
+            labels=Labels(settings.release_license, settings.release_base_model),
         )
         superlink = create_superlink(home.flower_database)
         self._link = FlowerLink(superlink)
+        self._delivery = ReleaseDelivery(self._tools, self._link)
         self._stopping = threading.Event()
         self._stopped = threading.Event()
         self._wake = threading.Event()
@@ -180,6 +190,7 @@ class Coordinator:
                 if waiting := self._tools.jobs.unfinished():
                     self._run_job(waiting[0])
                 else:
+                    self._delivery.step()
                     self._wake.wait(IDLE_S)
         except BaseException as error:  # noqa: BLE001 - raised again by stop(), in the main thread
             self._fail("job", error)
@@ -204,6 +215,7 @@ class Coordinator:
 
     def _pause(self, duration_s: float) -> bool:
         """Until sites have sent something, or the clock is to be read; whether to stop."""
+        self._delivery.step()
         self._link.wait(max(duration_s, TICK_S))
         return self._stopping.is_set()
 
@@ -219,14 +231,17 @@ class Coordinator:
 
 
 def run_coordinator(
-    home: CoordinatorHome, started: Callable[[Coordinator], None] = lambda _: None
+    home: CoordinatorHome,
+    started: Callable[[Coordinator], None] = lambda _: None,
+    evaluate: Evaluate | None = None,
 ) -> None:
     """Run a coordinator until SIGTERM or SIGINT; `started` is called once it serves.
 
-    Raises CoordinatorError ("port-in-use", "settings-invalid"), LeaseError beside another
-    coordinator, LedgerError where the ledger does not verify, and whatever else stopped it.
+    `evaluate` measures each release before it is signed. Raises CoordinatorError ("port-in-use",
+    "settings-invalid"), LeaseError beside another coordinator, LedgerError where the ledger does
+    not verify, and whatever else stopped it.
     """
-    coordinator = Coordinator(home)
+    coordinator = Coordinator(home, evaluate=evaluate)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: coordinator.ask_to_stop())
     coordinator.start()

@@ -176,6 +176,31 @@ class ReleaseRow(Base):
     created_at: Mapped[float]
 
 
+class ReleaseEventRow(Base):
+    """One event in a release's life: its state is that of the latest. Rows are never changed."""
+
+    __tablename__ = "release_event"
+
+    sequence: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    release: Mapped[str] = mapped_column(index=True)
+    state: Mapped[str]
+    code: Mapped[str]
+    at: Mapped[float]
+
+
+class ReleaseAnswerRow(Base):
+    """What one site, known by its ledger's key, answered to a release or to its withdrawal."""
+
+    __tablename__ = "release_answer"
+
+    release: Mapped[str] = mapped_column(primary_key=True)
+    key_id: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(primary_key=True)
+    site: Mapped[str]
+    code: Mapped[str]
+    at: Mapped[float]
+
+
 class JournalRow(Base):
     """An event that a committed transition owes to the ledger; `entry` is its index there."""
 

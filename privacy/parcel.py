@@ -5,8 +5,9 @@ that the statement names by SHA-256. Flower carries it as one ConfigRecord and o
 
 Coordinator to site: `prepare` (plan; payload is the frozen basis), `round` (order; payload is the
 adapter's current trainable numbers), `release` (manifest; payload is the adapter as safetensors).
+Outside of jobs: `offer` (offer of a published release; payload is its adapter) and `withdraw`.
 Site to coordinator: `accepted`, `update` (payload is the packed noisy sum), `activated`,
-`refused`. A refusal carries a code and nothing else: no text of a site ever leaves it.
+`withdrawn`, `refused`. A refusal carries a code and nothing else: no text of a site ever leaves it.
 
 Under secure aggregation `round` is replaced by five exchanges, whose statements are in
 `privacy.secure_aggregation.messages`: `secure-keys` and `keys`, `secure-shares` and `shares`,
@@ -24,6 +25,8 @@ CoordinatorKind = Literal[
     "prepare",
     "round",
     "release",
+    "offer",
+    "withdraw",
     "secure-keys",
     "secure-shares",
     "secure-round",
@@ -31,7 +34,15 @@ CoordinatorKind = Literal[
     "secure-unmask",
 ]
 SiteKind = Literal[
-    "accepted", "update", "activated", "refused", "keys", "shares", "confirmed", "unmasked"
+    "accepted",
+    "update",
+    "activated",
+    "withdrawn",
+    "refused",
+    "keys",
+    "shares",
+    "confirmed",
+    "unmasked",
 ]
 ParcelKind = CoordinatorKind | SiteKind
 COORDINATOR_KINDS: frozenset[CoordinatorKind] = frozenset(get_args(CoordinatorKind))
@@ -100,10 +111,10 @@ class UpdateHeader:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """Site's statement for everything but an update: accepted, activated or refused."""
+    """Site's statement for everything but an update: accepted, activated, withdrawn or refused."""
 
     job: str
-    round: int  # 0 for prepare and release
+    round: int  # 0 for prepare and for releases
     site: str
     subject_sha256: str  # hash of the plan, order payload or release manifest answered
     code: str  # "ok" or a refusal code
@@ -111,8 +122,44 @@ class Answer:
 
 
 @dataclasses.dataclass(frozen=True)
+class Measured:
+    """One figure on a test set: of the base alone, and of the base with the release."""
+
+    metric: str
+    base: float
+    release: float
+
+
+@dataclasses.dataclass(frozen=True)
+class ReleaseEvaluation:
+    """How a release did on the coordinator's public test set, before it was published.
+
+    Attributes:
+        data_sha256: hex SHA-256 that fixes the test set's recordings and texts.
+        recordings: how many there are.
+        measured: figures, in a fixed order.
+    """
+
+    data_sha256: str
+    recordings: int
+    measured: tuple[Measured, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class ReleaseManifest:
-    """Coordinator's statement for a release; the payload is the peft adapter as safetensors."""
+    """Coordinator's statement for a release; the payload is the peft adapter as safetensors.
+
+    Attributes:
+        release: name, made of the job and of the adapter's hash.
+        parent: name of the release that this one replaces; None for the first.
+        parent_sha256: hex SHA-256 of the parent's manifest as it was signed.
+        tree_head: hex root of the coordinator's ledger when this was signed.
+        epsilon_loc: one subject's ε against everybody, infinite without noise.
+        epsilon_sec: the same where only sums over sites are seen.
+        evaluation: None where nothing was measured.
+        license: of the adapter, as the Hugging Face hub names licences.
+        base_model: name of the base on that hub, where the operator gave one.
+    """
 
     release: str
     job: str
@@ -127,3 +174,38 @@ class ReleaseManifest:
     epsilon_loc: float
     epsilon_sec: float
     delta: float
+    parent_sha256: str | None = None
+    evaluation: ReleaseEvaluation | None = None
+    license: str = "unknown"
+    base_model: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReleaseOffer:
+    """Coordinator's statement to one site that missed a release's job: serve this release.
+
+    `manifest` is the release's own signed envelope as text; the ledger's head is that of now.
+    """
+
+    job: str
+    release: str
+    manifest: str
+    tree_head: str
+    tree_size: int
+    peer_size: int
+    proofs: tuple[HeadProof, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class ReleaseWithdrawal:
+    """Coordinator's statement to every site: never serve this release again. It is final.
+
+    `manifest_sha256` is of the release's manifest as it was signed, `code` says why. It states no
+    head of the ledger, so that it may come at any moment, in the middle of a round too.
+    """
+
+    job: str
+    release: str
+    manifest_sha256: str
+    code: str
+    withdrawn_at: str

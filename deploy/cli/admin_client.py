@@ -41,6 +41,10 @@ class AdminClient:
         """GET a resource. Raises OfflineError, or CommandError with the coordinator's words."""
         return self._ask("GET", path, None)
 
+    def get_bytes(self, path: str) -> bytes:
+        """GET a resource whose answer is kept byte for byte. Raises like `get`."""
+        return self._reply("GET", path, None).content
+
     def post(self, path: str, body: dict[str, Any]) -> Any:
         """POST to a resource. Raises like `get`."""
         return self._ask("POST", path, body)

@@ -40,6 +40,16 @@ def init(
         typer.Option(help="Where the prepared base lies or goes; without it, in the home."),
     ] = None,
     database: Database = "",
+    evaluate: Annotated[
+        Path | None,
+        typer.Option(help="Public recordings on which each release is measured: audio, text."),
+    ] = None,
+    license_: Annotated[
+        str, typer.Option("--license", help="Licence of the releases, in the hub's words.")
+    ] = "unknown",
+    base_model: Annotated[
+        str, typer.Option(help="Name of the base on the Hugging Face hub, for the model card.")
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Make a coordinator: home, signing key, certificate authority, and the frozen base model."""
@@ -55,6 +65,9 @@ def init(
         public_names=tuple(name or ("localhost", "127.0.0.1")),
         admin_port=admin_port,
         database_url=reachable_database(database),
+        evaluation_manifest=_readable_manifest(evaluate),
+        release_license=license_,
+        release_base_model=base_model,
     )
     root = coordinator_root(home)
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -87,6 +100,7 @@ def start(home: Home = None, as_json: Json = False) -> None:
     """Serve sites and operators, and go on with unfinished jobs, until Ctrl-C."""
     from coordinator.home import CoordinatorHome
     from coordinator.service import Coordinator, run_coordinator
+    from deploy.coordinator import release_evaluator
 
     def started(running: Coordinator) -> None:
         emit(
@@ -96,7 +110,8 @@ def start(home: Home = None, as_json: Json = False) -> None:
             as_json=as_json,
         )
 
-    run_coordinator(CoordinatorHome(existing_coordinator(home)), started)
+    opened = CoordinatorHome(existing_coordinator(home))
+    run_coordinator(opened, started, release_evaluator(opened))
 
 
 @app.command(epilog="Example: auricle coordinator invite st-mary --out st-mary.invite")
@@ -251,3 +266,13 @@ def basis(
         f"{out}: {len(data)} bytes, SHA-256 {digest}",
         as_json=as_json,
     )
+
+
+def _readable_manifest(manifest: Path | None) -> str:
+    """The manifest's absolute path, "" for none. Raises ManifestError where it cannot be used."""
+    if manifest is None:
+        return ""
+    from model_core.evaluation import read_manifest
+
+    read_manifest(manifest)
+    return str(manifest.absolute())

@@ -25,9 +25,11 @@ from deploy.cli import (
     ledger,
     privacy,
     privacy_audit,
+    releases,
     rounds,
     site,
     site_records,
+    site_releases,
     site_service,
     transcribe,
     upgrade,
@@ -50,9 +52,11 @@ app = typer.Typer(
 upgrade.add_to(coordinator.app, site.app)
 app.add_typer(coordinator.app, name="coordinator")
 site_records.add_to(site.app)
+site_releases.add_to(site.app)
 site_service.add_to(site.app)
 app.add_typer(site.app, name="site")
 app.add_typer(rounds.app, name="round")
+app.add_typer(releases.app, name="release")
 app.add_typer(ledger.app, name="ledger")
 base.app.command("export", epilog=export.EXAMPLE)(export.export)
 app.add_typer(base.app, name="base")

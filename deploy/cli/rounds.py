@@ -51,6 +51,9 @@ def start(
     secure_aggregation: Annotated[
         bool, typer.Option(help="Show the coordinator the sum over sites only.")
     ] = False,
+    hold: Annotated[
+        bool, typer.Option("--hold", help="Keep the release back until `auricle release publish`.")
+    ] = False,
     base_folder: Annotated[
         Path | None, typer.Option(help="The prepared base; without it, the home's.")
     ] = None,
@@ -76,6 +79,7 @@ def start(
         "quorum": quorum,
         "deadline_s": deadline_s,
         "privacy_mode": "secure-aggregation" if secure_aggregation else None,
+        "hold": True if hold else None,
         "base_folder": str((base_folder or root / "base").absolute()),
     }
     fields = job_request(request, options)

@@ -152,6 +152,7 @@ def withdraw(
 ) -> None:
     """Withdraw a subject's consent: never sampled again, cached features deleted."""
     from client_node.consent import withdraw_consent
+    from client_node.release_canary import forget_subject
     from client_node.store import SiteStore
     from deploy.ledgers import open_private_log
     from privacy.store import open_engine
@@ -159,6 +160,7 @@ def withdraw(
     opened = _open(home)
     store = SiteStore(open_engine(opened.database_url))
     recordings = withdraw_consent(subject, store, opened.features, open_private_log(opened.root))
+    forget_subject(opened.canary, subject)
     emit(
         {"recordings": recordings},
         f"{recordings} recordings are never sampled again, from the next round on.",
@@ -256,22 +258,6 @@ def evaluate(
     emit(
         {name: _score(score) for name, score in vars(result).items()},
         table("Held-out recordings", ("Model", "Terms right", "WER", "Seconds"), rows),
-        as_json=as_json,
-    )
-
-
-@app.command(epilog="Example: auricle site rollback --home auricle-site-st-mary")
-def rollback(home: Home = None, as_json: Json = False) -> None:
-    """Serve again what served before the active release."""
-    from client_node.home import SiteSettings
-    from client_node.serving import open_model_store
-
-    opened = _open(home)
-    restored = open_model_store(opened, SiteSettings.load(opened.settings)).rollback()
-    release = restored.manifest.release if restored else None
-    emit(
-        {"release": release},
-        f"{release or 'The base model'} serves again, from the next recording on.",
         as_json=as_json,
     )
 

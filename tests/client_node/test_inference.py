@@ -9,8 +9,9 @@ from typing import Any, cast
 import pytest
 from torch import Tensor
 
-from client_node.inference import SiteTranscriber, loads_canary
+from client_node.inference import SiteTranscriber
 from client_node.model_store import ADAPTER_NAME, ModelStore, ReleaseError
+from client_node.release_canary import ReleaseCanary
 from model_core.errors import AdapterError, AudioError
 from model_core.transcribe import Transcriber, Transcript
 from tests.client_node.test_model_store import BASE, COORDINATOR, stage
@@ -86,10 +87,12 @@ def test_an_altered_release_is_refused_and_the_base_does_not_step_in(
     assert loader.loads == 0
 
 
-def test_canary_refuses_an_adapter_that_does_not_fit_the_base(store: ModelStore) -> None:
+def test_canary_refuses_an_adapter_that_does_not_fit_the_base(
+    store: ModelStore, tmp_path: Path
+) -> None:
     stage(store, "r1", b"does not fit")
     with pytest.raises(AdapterError):
-        store.activate("r1", canary=loads_canary(Loader()))
+        store.activate("r1", ReleaseCanary(Loader(), store.active, tmp_path / "canary.json"))
     assert store.active_id is None
 
 

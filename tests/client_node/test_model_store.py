@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 from pathlib import Path
 
 import pytest
+import rfc8785
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +20,7 @@ from client_node.model_store import (
     ModelStore,
     ReleaseError,
 )
+from client_node.release_state import Withdrawn
 from privacy.errors import SignatureError
 from privacy.parcel import ReleaseManifest
 from privacy.signing import Identity, seal
@@ -150,6 +153,127 @@ def test_older_release_cannot_replace_a_newer_one_but_rollback_can(store: ModelS
     assert store.active() is None
     with pytest.raises(ReleaseError, match="nothing to roll back"):
         store.rollback()
+
+
+def standings(store: ModelStore) -> dict[str, str]:
+    return {one.release: one.standing for one in store.releases()}
+
+
+def test_a_withdrawn_release_gives_way_to_what_served_before_and_never_returns(
+    store: ModelStore, tmp_path: Path
+) -> None:
+    for number in (1, 2, 3):
+        stage(store, f"r{number}", b"one", tree_size=number)
+        store.activate(f"r{number}")
+    assert store.withdraw("r2", "worse") == Withdrawn(was_serving=False, serves="r3")
+    assert store.withdraw("r3", "worse") == Withdrawn(was_serving=True, serves="r1")
+    again = reopened(store, tmp_path)
+    assert again.active_id == "r1"
+    for withdrawn in ("r2", "r3"):
+        with pytest.raises(ReleaseError) as caught:
+            again.activate(withdrawn, by_operator=True)
+        assert caught.value.code == "release-withdrawn"
+    assert again.rollback() is None  # nothing withdrawn is in the way back
+    assert standings(again) == {"r1": "rolled-back", "r2": "withdrawn", "r3": "withdrawn"}
+    assert again.withdraw("r1", "worse") == Withdrawn(was_serving=False, serves=None)
+
+
+def test_a_withdrawal_passes_over_what_no_longer_verifies(
+    store: ModelStore, tmp_path: Path
+) -> None:
+    for number in (1, 2, 3):
+        stage(store, f"r{number}", b"one", tree_size=number)
+        store.activate(f"r{number}")
+    (tmp_path / "releases" / "r2" / ADAPTER_NAME).write_bytes(b"altered")
+    assert store.withdraw("r3", "worse").serves == "r1"
+    (tmp_path / "releases" / "r1" / ADAPTER_NAME).write_bytes(b"altered")
+    assert store.withdraw("r1", "worse") == Withdrawn(was_serving=True, serves=None)
+
+
+def test_a_withdrawal_of_what_never_came_is_kept_for_when_it_comes(store: ModelStore) -> None:
+    assert store.withdraw("r1", "worse") == Withdrawn(was_serving=False, serves=None)
+    stage(store, "r1")
+    with pytest.raises(ReleaseError) as caught:
+        store.activate("r1")
+    assert caught.value.code == "release-withdrawn"
+    assert standings(store) == {"r1": "withdrawn"}
+
+
+def test_a_release_withdrawn_during_its_own_canary_does_not_serve(store: ModelStore) -> None:
+    stage(store, "r1")
+    with pytest.raises(ReleaseError) as caught:
+        store.activate("r1", canary=lambda _: store.withdraw("r1", "worse") and None)
+    assert caught.value.code == "release-withdrawn"
+    assert store.active_id is None
+
+
+def test_the_operator_may_take_back_what_was_rolled_back(store: ModelStore) -> None:
+    stage(store, "r1")
+    store.activate("r1")
+    store.rollback()
+    with pytest.raises(ReleaseError):
+        store.activate("r1")
+    assert store.activate("r1", by_operator=True).manifest.release == "r1"
+    assert [event.what for event in store.history()] == [
+        *("staged", "activated", "rolled-back", "activated")
+    ]
+
+
+def test_a_release_that_replaces_another_parent_than_the_one_held_is_refused(
+    store: ModelStore,
+) -> None:
+    parent = manifest("r1", b"one")
+    store.stage(seal(parent, COORDINATOR), b"one")
+    digest = hashlib.sha256(rfc8785.dumps(dataclasses.asdict(parent))).hexdigest()
+    stage(store, "r2", b"two", parent="r1", parent_sha256=digest)
+    stage(store, "r3", b"three", parent="not-held", parent_sha256="00" * 32)
+    with pytest.raises(ReleaseError) as caught:
+        stage(store, "r4", b"four", parent="r1", parent_sha256="00" * 32)
+    assert caught.value.code == "release-parent"
+    assert "r4" not in standings(store)
+
+
+def test_a_pointer_of_an_earlier_version_is_read(store: ModelStore, tmp_path: Path) -> None:
+    for number in (1, 2):
+        stage(store, f"r{number}", b"one", tree_size=number)
+    pointer = tmp_path / "releases" / POINTER_NAME
+    fields = {"active": "r1", "previous": [None], "rolled_back": ["r2"]}
+    pointer.write_text(json.dumps(fields))
+    assert standings(store) == {"r1": "active", "r2": "rolled-back"}
+    with pytest.raises(ReleaseError) as caught:
+        store.activate("r2")
+    assert caught.value.code == "release-rolled-back"
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    steps=st.lists(
+        st.tuples(st.sampled_from(["activate", "rollback", "withdraw"]), st.integers(1, 4)),
+        max_size=14,
+    )
+)
+def test_whatever_happens_a_withdrawn_release_never_serves(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int]]
+) -> None:
+    store = ModelStore(tmp_path_factory.mktemp("r"), [COORDINATOR.public], BASE)
+    for number in (1, 2, 3, 4):
+        stage(store, f"r{number}", b"one", tree_size=number)
+    withdrawn: set[str] = set()
+    for verb, number in steps:
+        name = f"r{number}"
+        before = store.active_id
+        with contextlib.suppress(ReleaseError):
+            if verb == "activate":
+                store.activate(name, by_operator=True)
+                assert name not in withdrawn
+            elif verb == "rollback":
+                store.rollback()
+            else:
+                store.withdraw(name, "worse")
+                withdrawn.add(name)
+                assert before == name or store.active_id == before
+        assert store.active_id not in withdrawn
+        assert store.active_id is None or store.active() is not None
 
 
 def test_refused_canary_leaves_the_serving_release(store: ModelStore) -> None:

@@ -20,11 +20,20 @@ from coordinator.link import Delivery
 from coordinator.model_artifacts import JobArtifacts
 from coordinator.operations import Operations
 from coordinator.registry import Endpoint, Enrolment, Registry
+from coordinator.release_records import ReleaseRecords
 from coordinator.request import JobRequest
 from coordinator.secure_records import SecureRecords
 from coordinator.store import create_schema
 from privacy.ledger import Ledger
-from privacy.parcel import Answer, Parcel, ReleaseManifest, RoundOrder, UpdateHeader
+from privacy.parcel import (
+    Answer,
+    Parcel,
+    ReleaseManifest,
+    ReleaseOffer,
+    ReleaseWithdrawal,
+    RoundOrder,
+    UpdateHeader,
+)
 from privacy.plan import AdapterSpec, RoundPlan, TensorSpec
 from privacy.signing import (
     Identity,
@@ -84,6 +93,8 @@ class FakeSite:
         self.trusted = (coordinator,)
         self.plans: dict[str, RoundPlan] = {}
         self.orders: list[int] = []
+        self.released: list[ReleaseManifest] = []
+        self.withdrawn: list[tuple[str, str]] = []
         self.spoil: Callable[[Parcel], Parcel] = lambda parcel: parcel
         self.veto: str | None = None
 
@@ -99,9 +110,17 @@ class FakeSite:
                 order = open_as(RoundOrder, parcel.statement, self.trusted)
                 self.orders.append(order.round)
                 return self.spoil(self.update(order.job, order.round, parcel.payload))
+            case "withdraw":
+                withdrawal = open_as(ReleaseWithdrawal, parcel.statement, self.trusted)
+                self.withdrawn.append((withdrawal.release, withdrawal.code))
+                return self.answer("withdrawn", withdrawal.job, withdrawal.manifest_sha256)
+        statement = parcel.statement
+        if parcel.kind == "offer":
+            statement = open_as(ReleaseOffer, statement, self.trusted).manifest.encode()
         kind = payload_type_of(ReleaseManifest)
-        signed = open_statement(parcel.statement, kind, self.trusted)
-        manifest = open_as(ReleaseManifest, parcel.statement, self.trusted)
+        signed = open_statement(statement, kind, self.trusted)
+        manifest = open_as(ReleaseManifest, statement, self.trusted)
+        self.released.append(manifest)
         return self.answer("activated", manifest.job, hashlib.sha256(signed).hexdigest())
 
     def answer(self, kind: str, job: str, subject_sha256: str, code: str = "ok") -> Parcel:
@@ -196,6 +215,7 @@ def make_tools(folder: Path, identity: Identity, clock, url: str = "") -> tuple[
         journal=Journal(engine, ledger),
         identity=identity,
         artifacts=SmallArtifacts(),
+        releases=ReleaseRecords(engine),
         releases_folder=folder / "releases",
         clock=clock,
     )

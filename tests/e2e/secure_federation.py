@@ -14,6 +14,8 @@ from client_node.outbox import Outbox
 from client_node.peers import PeerBook
 from client_node.policy import SitePolicy, default_policy
 from client_node.private_round import PrivateRounds
+from client_node.release_duty import Releases
+from client_node.release_state import Withdrawn
 from client_node.secure_round import SecureRounds
 from client_node.site_log import SiteLog
 from client_node.store import PlanBook
@@ -90,6 +92,9 @@ class TakesReleases:
     def activate(self, release: str) -> None:
         pass
 
+    def withdraw(self, release: str, code: str) -> Withdrawn:
+        return Withdrawn(was_serving=True, serves=None)
+
 
 class RealSite(FakeSite):
     """A site's real agent on a folder; `restart` is a crash and a new process."""
@@ -149,13 +154,16 @@ class RealSite(FakeSite):
                 random=os.urandom,
             ),
             trainer=self.trainer,
-            releases=TakesReleases(self._coordinator),
+            releases=self.releases(),
             budget=self.budget,
             ledger=self.ledger,
             heads=heads,
             keep_receipt=keep,
             log=self.log,
         )
+
+    def releases(self) -> Releases:
+        return TakesReleases(self._coordinator)
 
     def close(self) -> None:
         if self.agent is not None:
