@@ -19,7 +19,7 @@ from torch import Tensor
 
 from client_node.errors import RefusalError
 from client_node.features import FeatureStore
-from client_node.invented_rows import invent_rows
+from client_node.invented_rows import INVENTED_VOCABULARY, invent_rows
 from client_node.noise_marks import StoredMarks
 from client_node.store import EVERYONE, Recording, SiteStore
 from client_node.weights import ROUNDING_MARGIN, require_bounded
@@ -34,6 +34,7 @@ from privacy.plan import RoundPlan
 from privacy.probes import (
     Invented,
     LotRow,
+    Loudness,
     ObservedSource,
     ProbedRound,
     ProbeReceipt,
@@ -43,7 +44,6 @@ from privacy.random_source import RandomSource
 from privacy.secure_aggregation.fixed_point import add_noise, pack_integers, to_integers
 
 _Loss = Callable[[], Tensor]
-PROBE_ROWS_PER_STEP = 2
 ENCODER = "model.encoder."
 DEFAULT_LANGUAGE = "en"
 _DISAGREE = "check that coordinator and site run the same base and the same version of Auricle"
@@ -62,11 +62,12 @@ class _Row:
 
 @dataclasses.dataclass(frozen=True)
 class _Attached:
-    """A plan's adapter on the base, and the engine over it."""
+    """A plan's adapter on the base, the engine over it, and what its probes learnt of it."""
 
     plan_sha256: str
     adapter: Adapter
     engine: PerSubjectEngine
+    loudness: Loudness
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +160,7 @@ class SpeechTrainer:
             sum_D=sum_D,
             update_D=update_D,
             draws=draws,
+            loudness=attached.loudness,
         )
         receipt = probe(done, self._marks).require_passed()
         if secure:
@@ -187,24 +189,33 @@ class SpeechTrainer:
         rows: list[_Row],
         subjects: int,
         rows_per_step: int,
+        *,
+        vocabulary: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Sum [D] of clipped gradients and norms [U]: the step, for the lot and for its probes."""
         return attached.engine.clipped_sum(
-            self._steps(attached.adapter, rows, rows_per_step),
+            self._steps(attached.adapter, rows, rows_per_step, vocabulary),
             subjects,
             plan.clipping_norm * (1 - ROUNDING_MARGIN),
         )
 
     def _step_on_invented(
-        self, attached: _Attached, plan: RoundPlan, invented: Sequence[Invented]
+        self,
+        attached: _Attached,
+        plan: RoundPlan,
+        invented: Sequence[Invented],
+        rows_per_step: int,
     ) -> tuple[Tensor, Tensor]:
-        """The step on subjects that a probe makes up, in microbatches that one of them spans."""
+        """The step on subjects that a probe makes up."""
         rows = [
             _Row(-1, number, *pair, share=subject.loudness / subject.rows)
             for number, subject in enumerate(invented)
             for pair in invent_rows(self._base, subject.seed, subject.rows)
         ]
-        return self._clipped_sum(attached, plan, rows, len(invented), PROBE_ROWS_PER_STEP)
+        # Half of so small a step would be the vocabulary, which is frozen: a part of it serves.
+        return self._clipped_sum(
+            attached, plan, rows, len(invented), rows_per_step, vocabulary=INVENTED_VOCABULARY
+        )
 
     def _rows(
         self, cohort: list[int], cap: int, round_: int, context_weight: float = 1.0
@@ -239,7 +250,7 @@ class SpeechTrainer:
             return None
 
     def _steps(
-        self, adapter: Adapter, rows: list[_Row], rows_per_step: int
+        self, adapter: Adapter, rows: list[_Row], rows_per_step: int, vocabulary: int | None
     ) -> Iterator[tuple[_Loss, Tensor]]:
         """Batches of equal windows, as the engine takes them: (row losses, subject of each)."""
         start = 0
@@ -254,15 +265,15 @@ class SpeechTrainer:
                 end += 1
             batch = rows[start:end]
             subjects_B = torch.tensor([row.subject for row in batch])
-            yield functools.partial(self._losses, adapter, batch), subjects_B
+            yield functools.partial(self._losses, adapter, batch, vocabulary), subjects_B
             start = end
 
-    def _losses(self, adapter: Adapter, batch: list[_Row]) -> Tensor:
+    def _losses(self, adapter: Adapter, batch: list[_Row], vocabulary: int | None) -> Tensor:
         states_BSD = torch.stack([row.states_SD for row in batch])
         examples = [row.example for row in batch]
         ids_BT, mask_BT = collate(examples, pad=self._base.tokenizer.end)
         model = adapter.peft_model.get_base_model()
-        losses_B = row_losses(model, states_BSD, ids_BT, mask_BT)
+        losses_B = row_losses(model, states_BSD, ids_BT, mask_BT, vocabulary)
         return losses_B * torch.tensor([row.share for row in batch])
 
     def _attach(self, plan: RoundPlan, basis: bytes) -> _Attached:
@@ -293,7 +304,7 @@ class SpeechTrainer:
             raise _mismatch("its tensors are not those that the plan lists")
         require_frozen_encoder(adapter)
         engine = PerSubjectEngine(adapter.layers, tensors=[name for name, _ in expected])
-        self._attached = _Attached(plan.sha256, adapter, engine)
+        self._attached = _Attached(plan.sha256, adapter, engine, Loudness())
         return self._attached
 
 

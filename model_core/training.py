@@ -119,13 +119,18 @@ def encode(
 
 
 def row_losses(
-    model: WhisperForConditionalGeneration, states_BSD: Tensor, ids_BT: Tensor, weight_BT: Tensor
+    model: WhisperForConditionalGeneration,
+    states_BSD: Tensor,
+    ids_BT: Tensor,
+    weight_BT: Tensor,
+    vocabulary: int | None = None,
 ) -> Tensor:
     """Cross-entropy of each utterance, averaged over its own targets by their weights: [B].
 
     Padding needs no attention mask: the decoder is causal and padding comes last. The vocabulary is
-    computed only where there is a target. Under `torch.autocast` the products are taken in that
-    precision, the losses in float32.
+    computed only where there is a target, and only its first `vocabulary` entries where all targets
+    are known to lie among them. Under `torch.autocast` the products are taken in that precision,
+    the losses in float32.
     """
     hidden_BTD = model.model.decoder(
         input_ids=ids_BT[:, :-1], encoder_hidden_states=states_BSD.to(model.dtype), use_cache=False
@@ -133,7 +138,7 @@ def row_losses(
     weight_BT = weight_BT[:, 1:].to(hidden_BTD.dtype)
     rows, columns = weight_BT.nonzero(as_tuple=True)
     loss_N: Tensor = FrozenVocabularyLoss.apply(  # type: ignore[no-untyped-call]
-        hidden_BTD[rows, columns], model.proj_out.weight, ids_BT[:, 1:][rows, columns]
+        hidden_BTD[rows, columns], model.proj_out.weight[:vocabulary], ids_BT[:, 1:][rows, columns]
     )
     sums_B = torch.zeros(len(ids_BT), dtype=loss_N.dtype, device=loss_N.device)
     sums_B = sums_B.index_add(0, rows, loss_N * weight_BT[rows, columns])

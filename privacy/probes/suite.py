@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from privacy.plan import RoundPlan
-from privacy.probes.gradients import Step, gradient_checks
+from privacy.probes.gradients import Loudness, Step, gradient_checks
 from privacy.probes.noise import NoiseMarks, noise_checks
 from privacy.probes.observed import ObservedSource
 from privacy.probes.receipt import NOT_APPLICABLE, ProbeReceipt, ProbeResult, outcome_of
@@ -29,6 +29,7 @@ class ProbedRound:
         sum_D: the clipped sum.
         update_D: the update that would leave.
         draws: the source, with what it gave.
+        loudness: kept from round to round by whoever trains.
     """
 
     plan: RoundPlan
@@ -40,12 +41,15 @@ class ProbedRound:
     sum_D: Tensor  # noqa: N815 - shape suffix
     update_D: Tensor  # noqa: N815
     draws: ObservedSource
+    loudness: Loudness
 
 
 def probe(done: ProbedRound, marks: NoiseMarks) -> ProbeReceipt:
     """Run the four probes. The receipt says what failed; `require_passed` makes it stop."""
     plan, draws = done.plan, done.draws
-    sensitivity, alone = gradient_checks(done.step, plan.clipping_norm, done.margin, done.round)
+    sensitivity, alone = gradient_checks(
+        done.step, plan.clipping_norm, done.margin, done.round, done.loudness
+    )
     largest = len({row.number for row in done.rows}) * plan.clipping_norm
     sensitivity["lot-bounded"] = float(done.sum_D.double().norm()) <= largest * (1 + 1e-9)
     results = [

@@ -26,7 +26,7 @@ from privacy.store import open_engine
 
 SUBJECTS = 12
 RECORDINGS_EACH = 3
-RATES = (0.5, 0.02)  # at the second most lots are empty
+RATES = (0.5, 0.002)  # at the second nearly all lots are empty
 TARGETS = (r"model\.decoder\..*\.(q_proj|fc1)",)
 EXPERTS = (r"model\.decoder\..*experts\.(up|down)_proj",)
 

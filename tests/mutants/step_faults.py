@@ -187,7 +187,7 @@ ROUTING = (
                 "return losses_B * (losses_B / losses_B.mean()).detach() * torch.tensor(",
             ),
         ),
-        SENSITIVITY,
+        ALONE,
     ),
     Mutant(
         "loss-averaged-over-the-batch's-tokens",
@@ -221,9 +221,9 @@ DTYPE = (
         (
             Edit(
                 SpeechTrainer._losses,
-                "losses_B = row_losses(model, states_BSD, ids_BT, mask_BT)",
+                "losses_B = row_losses(model, states_BSD, ids_BT, mask_BT, vocabulary)",
                 "with torch.autocast('cpu', torch.bfloat16):\n"
-                "        losses_B = row_losses(model, states_BSD, ids_BT, mask_BT)",
+                "        losses_B = row_losses(model, states_BSD, ids_BT, mask_BT, vocabulary)",
             ),
         ),
         SENSITIVITY,

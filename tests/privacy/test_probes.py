@@ -15,6 +15,7 @@ from privacy.per_subject import PerSubjectEngine
 from privacy.plan import TensorSpec
 from privacy.probes import (
     LotRow,
+    Loudness,
     ObservedSource,
     ProbedRound,
     ProbeError,
@@ -73,15 +74,17 @@ class Simulator:
         self.plan = dataclasses.replace(plan, adapter=adapter)
         self.source = source or SystemRandomSource()
         self.marks = Marks()
+        self.loudness = Loudness()
 
-    def step(self, subjects):
-        """Two rows a microbatch, so that a subject of three rows spans two."""
+    def step(self, subjects, rows_per_step):
         rows = [
             (number, subject.loudness / subject.rows, 10 * subject.seed + row)
             for number, subject in enumerate(subjects)
             for row in range(subject.rows)
         ]
-        batches = [rows[start : start + 2] for start in range(0, len(rows), 2)]
+        batches = [
+            rows[start : start + rows_per_step] for start in range(0, len(rows), rows_per_step)
+        ]
         return self.engine.clipped_sum(
             [(functools.partial(self.losses, b), torch.tensor([r[0] for r in b])) for b in batches],
             len(subjects),
@@ -113,6 +116,7 @@ class Simulator:
             sum_D=sum_D,
             update_D=spoil(privatise(sum_D, self.plan, draws)),
             draws=draws,
+            loudness=self.loudness,
         )
 
     def probe(self, round_=1, **how):
@@ -264,7 +268,7 @@ def test_the_lot_is_the_sample_and_a_subject_is_one_number():
 def test_a_step_that_leaves_the_loud_subject_unclipped_fails():
     simulator = Simulator()
     honest = simulator.step
-    simulator.step = lambda subjects: (honest(subjects)[0] * 1.01, honest(subjects)[1])
+    simulator.step = lambda *lot: (honest(*lot)[0] * 1.01, honest(*lot)[1])
     assert "at-most-the-norm" in failed(simulator.probe())
 
 
