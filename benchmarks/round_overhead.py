@@ -53,7 +53,7 @@ MEGABYTES = (1, 20, 100)
 NUMBERS_PER_MEGABYTE = 250_000
 TARGET_S = 1.0
 LIMIT_S = 900.0
-_WATCH_S = 0.5  # a status costs the coordinator some milliseconds
+_WATCH_S = 2.0  # a status costs the coordinator some milliseconds
 
 
 class OneTensor:

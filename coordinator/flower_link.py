@@ -20,7 +20,8 @@ import logging
 import os
 import secrets
 import threading
-from collections.abc import Collection, Mapping
+import time
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +61,16 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supercore.protobuf.translation import ProtobufTranslationMiddleware
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.auth_plugin import NoOpControlAuthnPlugin
 from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
 from flwr.superlink.config_loader import SuperLinkLifespanConfig
 from flwr.superlink.main import create_app
+from flwr.superlink.routers.fleet.node_auth import NodeAuthMiddleware
 from flwr.superlink.servicer.control import control_handlers
 from flwr.superlink.servicer.runtime import runtime_handlers
+from starlette.middleware.base import BaseHTTPMiddleware
 
 from coordinator.fleet_gate import FleetGate
 from coordinator.link import Delivery
@@ -74,16 +78,20 @@ from privacy.parcel import SITE_KINDS, Parcel
 
 MESSAGE_TYPE = "query"
 MESSAGE_TTL_S = 24 * 3600.0
-# One request carries a piece. Flower makes an object, a request each way, of every record: an array
-# of its own kind would cost five where a small parcel now costs one.
+# Flower makes an object, a request each way, of every record, and keeps equal ones once. So a small
+# payload lies in the parcel's own record, and a large one in pieces that parcels can share.
+INLINE_BYTES = 1 << 20
 PIECE_BYTES = 16 << 20
 MAX_REPLY_OBJECTS = 64  # message, records and their pieces: a parcel of nearly a gigabyte
 HOLD_S = 10.0
+LOOK_S = 5.0  # a run that Flower has given up is replaced this late at most
 
 _OWNER = AccountInfo(flwr_aid=NOOP_FLWR_AID, account_name=NOOP_ACCOUNT_NAME)
 _SUPERLINK_NODE = Node(node_id=SUPERLINK_NODE_ID)
 _NODE_HEARTBEAT_S = 30.0
 _ADMITTED = (NodeStatus.REGISTERED, NodeStatus.ONLINE, NodeStatus.OFFLINE)
+# Errors as Flower's clients read them, protobuf, and the check of each node's signature.
+_LAYERS = (BaseHTTPMiddleware, ProtobufTranslationMiddleware, NodeAuthMiddleware)
 _STUB = {
     "pyproject.toml": b"""[build-system]
 requires = ["hatchling"]
@@ -141,6 +149,10 @@ def create_superlink(database: Path) -> FastAPI:
         runtime_dependency_install=False,
     )
     app: FastAPI = create_app(config, SuperLinkLifespan)
+    # Flower's other layers pass sites' calls on untouched, and each costs a task a request.
+    app.user_middleware = [layer for layer in app.user_middleware if layer.cls in _LAYERS]
+    if [layer.cls for layer in app.user_middleware] != list(_LAYERS):
+        raise RuntimeError("this version of flwr authenticates nodes in another way")
     return app
 
 
@@ -152,8 +164,15 @@ class FlowerLink:
     `online` and `release`.
     """
 
-    def __init__(self, app: FastAPI, hold_s: float = HOLD_S) -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        hold_s: float = HOLD_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """`hold_s`: longest that a site's question for messages is held open."""
+        self._clock = clock
+        self._looked_at_s = 0.0
         self.gate = FleetGate(app, hold_s)
         """What the public listener serves of `app`."""
         self._state = app.state.linkstate_factory.state()
@@ -248,6 +267,10 @@ class FlowerLink:
 
     def _running(self) -> _Run:
         """The process's run, begun now if there is none or if Flower has given it up."""
+        now_s = self._clock()
+        if self._run is not None and now_s < self._looked_at_s + LOOK_S:
+            return self._run
+        self._looked_at_s = now_s
         if self._run is not None:
             status = self._state.get_run_status({self._run.run_id})[self._run.run_id]
             if status.status == Status.RUNNING:
@@ -291,15 +314,15 @@ class FlowerLink:
 
 
 def parcel_to_content(parcel: Parcel) -> RecordDict:
-    """A parcel as Flower carries it: its record, with the payload's first piece, and the rest."""
-    pieces = [
-        parcel.payload[at : at + PIECE_BYTES] for at in range(0, len(parcel.payload), PIECE_BYTES)
-    ]
-    record = {"kind": parcel.kind, "statement": parcel.statement, "payload": b"".join(pieces[:1])}
+    """A parcel as Flower carries it: one record, and one more for each piece of a large payload."""
+    payload = parcel.payload
+    inline = payload if len(payload) <= INLINE_BYTES else b""
+    record = {"kind": parcel.kind, "statement": parcel.statement, "payload": inline}
     content = RecordDict({"parcel": ConfigRecord(record)})
-    for number, piece in enumerate(pieces[1:], start=1):
-        # The number makes equal pieces two objects, as Flower knows them by their hash.
-        content[f"piece-{number}"] = ConfigRecord({"number": number, "payload": piece})
+    for at in range(0, 0 if inline else len(payload), PIECE_BYTES):
+        # The place makes equal pieces of one payload two objects.
+        piece = {"at": at, "payload": payload[at : at + PIECE_BYTES]}
+        content[f"piece-{len(content)}"] = ConfigRecord(piece)
     return content
 
 
