@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import itertools
 import json
 import os
 import shutil
@@ -125,7 +126,7 @@ def stock_round_seconds(
                 raise RuntimeError(f"stock Flower did not finish; see {folder}")
             pause.wait(_WATCH_S)
     begun_at_s: list[float] = json.loads(times.read_text())
-    return [b - a for a, b in zip(begun_at_s[1:], begun_at_s[2:], strict=False)]
+    return [later - before for before, later in itertools.pairwise(begun_at_s)][1:]
 
 
 @contextlib.contextmanager

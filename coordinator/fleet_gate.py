@@ -188,9 +188,7 @@ async def _never() -> Message:
 async def _wait(queued: asyncio.Event, receive: Receive, hold_s: float) -> bool:
     """Wait until `queued` is set, the client has gone, or `hold_s` is over; whether it has gone."""
     waiting = {asyncio.ensure_future(queued.wait()), asyncio.ensure_future(receive())}
-    done, pending = await asyncio.wait(
-        waiting, timeout=hold_s, return_when=asyncio.FIRST_COMPLETED
-    )
+    done, pending = await asyncio.wait(waiting, timeout=hold_s, return_when=asyncio.FIRST_COMPLETED)
     for task in pending:
         task.cancel()
     return any(isinstance(task.result(), dict) for task in done)

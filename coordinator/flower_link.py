@@ -1,4 +1,4 @@
-"""The room's one Flower file: a SuperLink inside this process, and the FleetLink over it.
+"""Flower behind one file: a SuperLink inside this process, and the FleetLink over it.
 
 Only Flower's Fleet API is ever served, and by our own TLS listener (`coordinator.listeners`). The
 Control API is not mounted at all and the Runtime API needs no socket: what a ServerApp process
@@ -8,8 +8,9 @@ installed, no outside host is contacted.
 
 Replies are mapped by the message that they answer (the source of an error message is wrong in
 Flower 1.41), and are fetched without waiting, where Flower's own grid would block for a second and
-more while a site is still uploading. Nobody polls on a clock: sites wait in `coordinator.fleet_gate`
-until something is queued for them, and `wait` returns when something of theirs has come.
+more while a site is still uploading. Nobody polls by a clock: sites wait in
+`coordinator.fleet_gate` until something is queued for them, and `wait` returns when something of
+theirs has come.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from fastapi import FastAPI
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Message
 from flwr.app.message.message import remove_content_from_message
 from flwr.cli.build import build_fab_from_files
 from flwr.common.constant import (
@@ -73,15 +74,12 @@ from flwr.superlink.servicer.runtime import runtime_handlers
 from starlette.middleware.base import BaseHTTPMiddleware
 
 from coordinator.fleet_gate import FleetGate
+from coordinator.flower_content import content_to_parcel, parcel_to_content
 from coordinator.link import Delivery
-from privacy.parcel import SITE_KINDS, Parcel
+from privacy.parcel import Parcel
 
 MESSAGE_TYPE = "query"
 MESSAGE_TTL_S = 24 * 3600.0
-# Flower makes an object, a request each way, of every record, and keeps equal ones once. So a small
-# payload lies in the parcel's own record, and a large one in pieces that parcels can share.
-INLINE_BYTES = 1 << 20
-PIECE_BYTES = 16 << 20
 MAX_REPLY_OBJECTS = 64  # message, records and their pieces: a parcel of nearly a gigabyte
 HOLD_S = 10.0
 LOOK_S = 5.0  # a run that Flower has given up is replaced this late at most
@@ -195,6 +193,7 @@ class FlowerLink:
                     kept[wanted.pop(node.public_key)] = node.node_id
                 else:
                     self._state.delete_node(NOOP_FLWR_AID, node.node_id)
+                    self.gate.wake([node.node_id])  # its next call, which is refused, comes now
             for key, site in wanted.items():
                 kept[site] = self._state.create_node(
                     NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, key, _NODE_HEARTBEAT_S, name=site
@@ -311,30 +310,6 @@ class FlowerLink:
         self._arriving.pop(message, None)
         site, _ = self._flights.pop(message)
         return Delivery(message, site, parcel, error_code)
-
-
-def parcel_to_content(parcel: Parcel) -> RecordDict:
-    """A parcel as Flower carries it: one record, and one more for each piece of a large payload."""
-    payload = parcel.payload
-    inline = payload if len(payload) <= INLINE_BYTES else b""
-    record = {"kind": parcel.kind, "statement": parcel.statement, "payload": inline}
-    content = RecordDict({"parcel": ConfigRecord(record)})
-    for at in range(0, 0 if inline else len(payload), PIECE_BYTES):
-        # The place makes equal pieces of one payload two objects.
-        piece = {"at": at, "payload": payload[at : at + PIECE_BYTES]}
-        content[f"piece-{len(content)}"] = ConfigRecord(piece)
-    return content
-
-
-def content_to_parcel(content: RecordDict) -> Parcel:
-    """The inverse of `parcel_to_content`. Raises ValueError or KeyError on anything else."""
-    records = content.config_records
-    names = ["parcel", *(f"piece-{number}" for number in range(1, len(content)))]
-    kind, statement = records["parcel"]["kind"], records["parcel"]["statement"]
-    pieces = [records[name]["payload"] for name in names]
-    if kind not in SITE_KINDS or not all(isinstance(part, bytes) for part in (statement, *pieces)):
-        raise ValueError("not a site's parcel")
-    return Parcel(kind, statement, b"".join(pieces))
 
 
 @dataclasses.dataclass(frozen=True)
