@@ -50,8 +50,9 @@ TASK_TYPE = "flwr-clientapp"
 ACQUIRE_METHOD = "/flwr.proto.Runtime/AcquireTask"
 POLL_S = 0.1  # between two questions to a SuperNode that cannot be asked, or holds none open
 FIRST_RETRY_S, LAST_RETRY_S = 0.02, 0.5
-# One request carries a piece. Flower makes an object, a request each way, of every record: an array
-# of its own kind would cost five where a small parcel now costs one.
+# Flower makes an object, a request each way, of every record, and keeps equal ones once. So a small
+# payload lies in the parcel's own record, and a large one in pieces that parcels can share.
+INLINE_BYTES = 1 << 20
 PIECE_BYTES = 16 << 20
 
 Handle = Callable[[Parcel], Parcel]
@@ -82,15 +83,15 @@ def message_to_parcel(message: Message) -> Parcel:
 
 
 def parcel_to_content(parcel: Parcel) -> RecordDict:
-    """A parcel as Flower carries it: its record, with the payload's first piece, and the rest."""
-    pieces = [
-        parcel.payload[at : at + PIECE_BYTES] for at in range(0, len(parcel.payload), PIECE_BYTES)
-    ]
-    record = {"kind": parcel.kind, "statement": parcel.statement, "payload": b"".join(pieces[:1])}
+    """A parcel as Flower carries it: one record, and one more for each piece of a large payload."""
+    payload = parcel.payload
+    inline = payload if len(payload) <= INLINE_BYTES else b""
+    record = {"kind": parcel.kind, "statement": parcel.statement, "payload": inline}
     content = RecordDict({"parcel": ConfigRecord(record)})
-    for number, piece in enumerate(pieces[1:], start=1):
-        # The number makes equal pieces two objects, as Flower knows them by their hash.
-        content[f"piece-{number}"] = ConfigRecord({"number": number, "payload": piece})
+    for at in range(0, 0 if inline else len(payload), PIECE_BYTES):
+        # The place makes equal pieces of one payload two objects.
+        piece = {"at": at, "payload": payload[at : at + PIECE_BYTES]}
+        content[f"piece-{len(content)}"] = ConfigRecord(piece)
     return content
 
 

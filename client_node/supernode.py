@@ -110,8 +110,8 @@ def paced_sleep(
 ) -> Callable[[float], None]:
     """A sleep for flwr's loop, whatever time it asks for.
 
-    Between two questions to the coordinator at least `poll_s` seconds pass; a question that was held
-    open for longer needs no pause after it. For the worker it looks every `ANSWER_POLL_S`.
+    Between two questions to the coordinator at least `poll_s` seconds pass; one that was held open
+    for longer needs no pause after it. For the worker it looks every `ANSWER_POLL_S`.
     """
     asked_at_s = clock()
 

@@ -13,14 +13,18 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any
 
-from flwr.proto.fleet_pb2 import PullMessagesRequest
+from flwr.proto.fleet_pb2 import PullMessagesRequest, PushMessagesResponse
+from flwr.proto.message_pb2 import PushObjectRequest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 PULL_PATH = "/v1/fleet/pull-messages"
-ANSWER_PATHS = frozenset({"/v1/fleet/push-messages", "/v1/fleet/push-object"})
+PUSH_PATH = "/v1/fleet/push-messages"
+OBJECT_PATH = "/v1/fleet/push-object"
+MAX_UPLOADS = 4096
 
 
 class FleetGate:
@@ -34,6 +38,7 @@ class FleetGate:
         self._held: dict[asyncio.Event, tuple[int, asyncio.AbstractEventLoop]] = {}
         self._open = True
         self._news = threading.Event()
+        self._uploads: OrderedDict[str, set[str]] = OrderedDict()  # session: objects still to come
 
     def wake(self, nodes: Iterable[int]) -> None:
         """Ask Flower again for what is held of these nodes."""
@@ -44,7 +49,7 @@ class FleetGate:
             loop.call_soon_threadsafe(event.set)
 
     def wait_for_news(self, timeout_s: float) -> None:
-        """Return once a site has sent something since the last call, or after `timeout_s`."""
+        """Return once a site has sent a whole answer since the last call, or after `timeout_s`."""
         self._news.wait(timeout_s)
         self._news.clear()
 
@@ -64,8 +69,29 @@ class FleetGate:
         if scope["path"] == PULL_PATH:
             await self._pull(scope, body, receive, send)
             return
-        await self._app(scope, _replay(body, receive), send)
-        if scope["path"] in ANSWER_PATHS:
+        if scope["path"] not in (PUSH_PATH, OBJECT_PATH):
+            await self._app(scope, _replay(body, receive), send)
+            return
+        answer = await self._ask(scope, body)
+        if answer.status == 200:
+            self._note(scope["path"], body, answer)
+        await answer.pass_on(send)
+
+    def _note(self, path: str, body: bytes, answer: _Answer) -> None:
+        """Tell the job loop where this was the last part of an upload."""
+        if path == PUSH_PATH:
+            begun = PushMessagesResponse.FromString(answer.body)
+            session, rest = begun.session_id, set(begun.objects_to_push)
+            self._uploads[session] = rest
+            if len(self._uploads) > MAX_UPLOADS:  # of sites that never went on with theirs
+                self._uploads.popitem(last=False)
+        else:
+            part = PushObjectRequest.FromString(body)
+            session = part.session_id
+            rest = self._uploads.get(session, set())
+            rest.discard(part.object_id)
+        if not rest:
+            self._uploads.pop(session, None)
             self._news.set()
 
     async def _pull(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
@@ -110,7 +136,11 @@ class _Answer:
     @property
     def found(self) -> bool:
         """Whether it is anything but "no message", which protobuf writes as no bytes at all."""
-        return self.status != 200 or any(message.get("body") for message in self._messages)
+        return self.status != 200 or self.body != b""
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(message.get("body", b"") for message in self._messages)
 
     async def pass_on(self, send: Send) -> None:
         for message in self._messages:
@@ -158,9 +188,7 @@ async def _never() -> Message:
 async def _wait(queued: asyncio.Event, receive: Receive, hold_s: float) -> bool:
     """Wait until `queued` is set, the client has gone, or `hold_s` is over; whether it has gone."""
     waiting = {asyncio.ensure_future(queued.wait()), asyncio.ensure_future(receive())}
-    done, pending = await asyncio.wait(
-        waiting, timeout=hold_s, return_when=asyncio.FIRST_COMPLETED
-    )
+    done, pending = await asyncio.wait(waiting, timeout=hold_s, return_when=asyncio.FIRST_COMPLETED)
     for task in pending:
         task.cancel()
     return any(isinstance(task.result(), dict) for task in done)

@@ -1,4 +1,4 @@
-"""The room's one Flower file: a SuperLink inside this process, and the FleetLink over it.
+"""Flower behind one file: a SuperLink inside this process, and the FleetLink over it.
 
 Only Flower's Fleet API is ever served, and by our own TLS listener (`coordinator.listeners`). The
 Control API is not mounted at all and the Runtime API needs no socket: what a ServerApp process
@@ -8,8 +8,9 @@ installed, no outside host is contacted.
 
 Replies are mapped by the message that they answer (the source of an error message is wrong in
 Flower 1.41), and are fetched without waiting, where Flower's own grid would block for a second and
-more while a site is still uploading. Nobody polls on a clock: sites wait in `coordinator.fleet_gate`
-until something is queued for them, and `wait` returns when something of theirs has come.
+more while a site is still uploading. Nobody polls by a clock: sites wait in
+`coordinator.fleet_gate` until something is queued for them, and `wait` returns when something of
+theirs has come.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import logging
 import os
 import secrets
 import threading
-from collections.abc import Collection, Mapping
+import time
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from fastapi import FastAPI
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Message
 from flwr.app.message.message import remove_content_from_message
 from flwr.cli.build import build_fab_from_files
 from flwr.common.constant import (
@@ -60,30 +62,34 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supercore.protobuf.translation import ProtobufTranslationMiddleware
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.auth_plugin import NoOpControlAuthnPlugin
 from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
 from flwr.superlink.config_loader import SuperLinkLifespanConfig
 from flwr.superlink.main import create_app
+from flwr.superlink.routers.fleet.node_auth import NodeAuthMiddleware
 from flwr.superlink.servicer.control import control_handlers
 from flwr.superlink.servicer.runtime import runtime_handlers
+from starlette.middleware.base import BaseHTTPMiddleware
 
 from coordinator.fleet_gate import FleetGate
+from coordinator.flower_content import content_to_parcel, parcel_to_content
 from coordinator.link import Delivery
-from privacy.parcel import SITE_KINDS, Parcel
+from privacy.parcel import Parcel
 
 MESSAGE_TYPE = "query"
 MESSAGE_TTL_S = 24 * 3600.0
-# One request carries a piece. Flower makes an object, a request each way, of every record: an array
-# of its own kind would cost five where a small parcel now costs one.
-PIECE_BYTES = 16 << 20
 MAX_REPLY_OBJECTS = 64  # message, records and their pieces: a parcel of nearly a gigabyte
 HOLD_S = 10.0
+LOOK_S = 5.0  # a run that Flower has given up is replaced this late at most
 
 _OWNER = AccountInfo(flwr_aid=NOOP_FLWR_AID, account_name=NOOP_ACCOUNT_NAME)
 _SUPERLINK_NODE = Node(node_id=SUPERLINK_NODE_ID)
 _NODE_HEARTBEAT_S = 30.0
 _ADMITTED = (NodeStatus.REGISTERED, NodeStatus.ONLINE, NodeStatus.OFFLINE)
+# Errors as Flower's clients read them, protobuf, and the check of each node's signature.
+_LAYERS = (BaseHTTPMiddleware, ProtobufTranslationMiddleware, NodeAuthMiddleware)
 _STUB = {
     "pyproject.toml": b"""[build-system]
 requires = ["hatchling"]
@@ -141,6 +147,10 @@ def create_superlink(database: Path) -> FastAPI:
         runtime_dependency_install=False,
     )
     app: FastAPI = create_app(config, SuperLinkLifespan)
+    # Flower's other layers pass sites' calls on untouched, and each costs a task a request.
+    app.user_middleware = [layer for layer in app.user_middleware if layer.cls in _LAYERS]
+    if [layer.cls for layer in app.user_middleware] != list(_LAYERS):
+        raise RuntimeError("this version of flwr authenticates nodes in another way")
     return app
 
 
@@ -152,8 +162,15 @@ class FlowerLink:
     `online` and `release`.
     """
 
-    def __init__(self, app: FastAPI, hold_s: float = HOLD_S) -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        hold_s: float = HOLD_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """`hold_s`: longest that a site's question for messages is held open."""
+        self._clock = clock
+        self._looked_at_s = 0.0
         self.gate = FleetGate(app, hold_s)
         """What the public listener serves of `app`."""
         self._state = app.state.linkstate_factory.state()
@@ -176,6 +193,7 @@ class FlowerLink:
                     kept[wanted.pop(node.public_key)] = node.node_id
                 else:
                     self._state.delete_node(NOOP_FLWR_AID, node.node_id)
+                    self.gate.wake([node.node_id])  # its next call, which is refused, comes now
             for key, site in wanted.items():
                 kept[site] = self._state.create_node(
                     NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, key, _NODE_HEARTBEAT_S, name=site
@@ -248,6 +266,10 @@ class FlowerLink:
 
     def _running(self) -> _Run:
         """The process's run, begun now if there is none or if Flower has given it up."""
+        now_s = self._clock()
+        if self._run is not None and now_s < self._looked_at_s + LOOK_S:
+            return self._run
+        self._looked_at_s = now_s
         if self._run is not None:
             status = self._state.get_run_status({self._run.run_id})[self._run.run_id]
             if status.status == Status.RUNNING:
@@ -288,30 +310,6 @@ class FlowerLink:
         self._arriving.pop(message, None)
         site, _ = self._flights.pop(message)
         return Delivery(message, site, parcel, error_code)
-
-
-def parcel_to_content(parcel: Parcel) -> RecordDict:
-    """A parcel as Flower carries it: its record, with the payload's first piece, and the rest."""
-    pieces = [
-        parcel.payload[at : at + PIECE_BYTES] for at in range(0, len(parcel.payload), PIECE_BYTES)
-    ]
-    record = {"kind": parcel.kind, "statement": parcel.statement, "payload": b"".join(pieces[:1])}
-    content = RecordDict({"parcel": ConfigRecord(record)})
-    for number, piece in enumerate(pieces[1:], start=1):
-        # The number makes equal pieces two objects, as Flower knows them by their hash.
-        content[f"piece-{number}"] = ConfigRecord({"number": number, "payload": piece})
-    return content
-
-
-def content_to_parcel(content: RecordDict) -> Parcel:
-    """The inverse of `parcel_to_content`. Raises ValueError or KeyError on anything else."""
-    records = content.config_records
-    names = ["parcel", *(f"piece-{number}" for number in range(1, len(content)))]
-    kind, statement = records["parcel"]["kind"], records["parcel"]["statement"]
-    pieces = [records[name]["payload"] for name in names]
-    if kind not in SITE_KINDS or not all(isinstance(part, bytes) for part in (statement, *pieces)):
-        raise ValueError("not a site's parcel")
-    return Parcel(kind, statement, b"".join(pieces))
 
 
 @dataclasses.dataclass(frozen=True)
