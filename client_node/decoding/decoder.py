@@ -109,7 +109,9 @@ class RecordingDecoder:
                 self._send(job, [recording, samples, report])
             finally:
                 os.close(report)
-            readable, _, _ = select.select([answer], [], [], job.limits.wall_s + _SPARE_S)
+            waiting = select.poll()  # select(2) fails where a thousand connections are open
+            waiting.register(answer, select.POLLIN)
+            readable = waiting.poll((job.limits.wall_s + _SPARE_S) * 1000)
             # The end of the pipe without a word: the fork was ended by a limit or a crash.
             data = os.read(answer, MAX_JOB_BYTES) if readable else b""
         finally:

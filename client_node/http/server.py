@@ -66,6 +66,7 @@ def server_config(app: Any, host: str, port: int) -> uvicorn.Config:
         host=host,
         port=port,
         http=PatientProtocol,
+        ws="websockets-sansio",  # "auto" takes an implementation that websockets deprecates
         backlog=_BACKLOG,
         log_level="warning",
         access_log=False,
