@@ -82,6 +82,14 @@ class SiteTranscriber:
             release, transcriber = self._current()
             return Transcription(transcriber.transcribe(samples), release)
 
+    def current(self) -> tuple[str | None, Transcriber]:
+        """What serves now: the release's name (None for the base) and its transcriber.
+
+        Raises ReleaseError, SignatureError or WeightsError like `transcribe`.
+        """
+        with self._lock:
+            return self._current()
+
     def _current(self) -> tuple[str | None, Transcriber]:
         release = self._store.active_id
         if self._loaded is None or self._loaded[0] != release:

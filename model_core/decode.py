@@ -27,6 +27,7 @@ from model_core.guards import (
     runs_away,
     without_repetition,
 )
+from model_core.term_bias import TermBias
 
 MAX_NEW_TOKENS = 220
 _TOKENS_PER_S = 16  # above the fastest speech, whose rare words take several tokens each
@@ -113,12 +114,14 @@ def greedy(
     *,
     bias_CS: Tensor | None = None,
     timestamps: bool = False,
+    terms: TermBias | None = None,
 ) -> list[Decoded]:
     """Decode encoder states [C, S, D] float32, of which each clip has `lengths` real ones.
 
     `bias_CS` is added to the scores of each state; without it, states beyond a clip's own are
     padding. `prefix` is the control tokens, after a prompt if there is one; it ends in
-    no-timestamps unless `timestamps` are wanted. A clip's result does not depend on the others.
+    no-timestamps unless `timestamps` are wanted. `terms` are made likelier. A clip's
+    result does not depend on the others.
     """
     lengths = [states_CSD.shape[1]] * len(states_CSD) if lengths is None else lengths
     if bias_CS is None:
@@ -135,7 +138,7 @@ def greedy(
     while True:
         logits_NV = decoder.vocabulary.logits(hidden_NTD[:, -1], bias_V)
         rules.apply_times(logits_NV, [row.ids for row in held])
-        next_N = _write(logits_NV, held, base.tokenizer.end)
+        next_N = _write(logits_NV, held, base.tokenizer.end, terms)
         places = [place for place, row in enumerate(held) if row.is_open]
         if not places:
             break
@@ -147,9 +150,13 @@ def greedy(
     return [row.decoded(base.tokenizer.end) for row in rows]
 
 
-def _write(logits_NV: Tensor, rows: Sequence[Row], end: int) -> Tensor:
+def _write(logits_NV: Tensor, rows: Sequence[Row], end: int, terms: TermBias | None) -> Tensor:
     """Give every open row its likeliest token; returns the tokens of all rows [N]."""
-    best_N, next_N = logits_NV.max(-1)
+    if terms is None:
+        best_N, next_N = logits_NV.max(-1)
+    else:
+        next_N = terms.apply(logits_NV, [row.ids for row in rows]).argmax(-1)
+        best_N = logits_NV.gather(1, next_N[:, None])[:, 0]
     log_p_N = best_N - logits_NV.logsumexp(-1)
     for row, token, log_p in zip(rows, next_N.tolist(), log_p_N.tolist(), strict=True):
         if row.is_open:

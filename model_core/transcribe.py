@@ -35,6 +35,7 @@ from model_core.features import (
 from model_core.int8 import int8_encoder
 from model_core.silent_tail import TailedEncoder
 from model_core.sound import cut_at_pauses, may_be_speech
+from model_core.term_bias import TermBias
 from model_core.words import Word, align
 
 WINDOW_STEP_S = 0.5
@@ -49,6 +50,14 @@ class Segment:
     end_s: float
     text: str
     words: tuple[Word, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """What is asked of a decoding: times of words, and terms to make likelier."""
+
+    words: bool = False
+    terms: TermBias | None = None
 
 
 @dataclass(frozen=True)
@@ -95,21 +104,47 @@ class Transcriber:
         self._decoder = CachedDecoder(model, precision)
         self._prefix = (*base.tokenizer.prompt(prompt_terms), *base.tokenizer.prefix(language))
 
-    def transcribe(self, samples: Tensor, *, words: bool = False) -> Transcript:
+    def term_bias(self, terms: Sequence[str]) -> TermBias | None:
+        """Terms to expect in a recording; None for no terms. Raises TextError for an empty one."""
+        return TermBias(self._base.tokenizer, terms) if terms else None
+
+    def transcribe(
+        self, samples: Tensor, *, words: bool = False, terms: TermBias | None = None
+    ) -> Transcript:
         """Transcribe one recording: [N] float32 at 16 kHz, any length; `words` asks for times."""
-        return self.transcribe_many([samples], words=words)[0]
+        return self.transcribe_many([samples], words=words, terms=terms)[0]
+
+    @torch.inference_mode()
+    def draft(self, samples: Tensor, *, terms: TermBias | None = None) -> str | None:
+        """Text of at most 29 s in one look, for speech still going on; None where it is doubtful.
+
+        What `transcribe` would look at again in a longer window is not worth showing yet.
+        """
+        heard = [_Heard()]
+        if may_be_speech(samples) and self._hear_in(
+            [samples], [0], [window_s(len(samples))], heard, _Wish(terms=terms)
+        ):
+            return None
+        return heard[0].text
 
     def transcribe_many(
-        self, recordings: Sequence[Tensor], *, words: bool = False
+        self,
+        recordings: Sequence[Tensor],
+        *,
+        words: bool = False,
+        terms: TermBias | None = None,
     ) -> list[Transcript]:
-        """Transcribe recordings in batches; the result does not depend on the batching."""
+        """Transcribe recordings in batches; the result does not depend on the batching.
+
+        `terms` (`term_bias`) are made likelier in all of them.
+        """
         pieces = [cut_at_pauses(samples) for samples in recordings]
         clips = [
             samples[start:end]
             for samples, spans in zip(recordings, pieces, strict=True)
             for start, end in spans
         ]
-        heard = iter(self._hear(clips, words))
+        heard = iter(self._hear(clips, _Wish(words, terms)))
         return [
             _transcript(samples, spans, [next(heard) for _ in spans])
             for samples, spans in zip(recordings, pieces, strict=True)
@@ -137,14 +172,15 @@ class Transcriber:
         return int(logits_BV.argmax())
 
     @torch.inference_mode()
-    def _hear(self, clips: Sequence[Tensor], words: bool) -> list[_Heard]:
+    def _hear(self, clips: Sequence[Tensor], wish: _Wish) -> list[_Heard]:
         """Each clip in its short window; those whose text is doubtful once more in a long one."""
         heard = [_Heard()] * len(clips)
         spoken = [index for index, clip in enumerate(clips) if may_be_speech(clip)]
         windows = [window_s(len(clips[index])) for index in spoken]
-        doubtful = self._hear_in(clips, spoken, windows, heard, words)
+        doubtful = self._hear_in(clips, spoken, windows, heard, wish)
         if doubtful:
-            self._hear_in(clips, doubtful, [MAX_WINDOW_S] * len(doubtful), heard, words)
+            longest = [MAX_WINDOW_S] * len(doubtful)
+            self._hear_in(clips, doubtful, longest, heard, wish)
         return heard
 
     def _hear_in(
@@ -153,7 +189,7 @@ class Transcriber:
         members: Sequence[int],
         windows_s: Sequence[float],
         heard: list[_Heard],
-        words: bool,
+        wish: _Wish,
     ) -> list[int]:
         """Fill in what is heard of the members; returns those whose text is doubtful."""
         frames = {index: window_frames(w) for index, w in zip(members, windows_s, strict=True)}
@@ -165,26 +201,34 @@ class Transcriber:
                 [clips[i] for i in batch], [frames[i] for i in batch]
             )
             lengths = [frames[index] // FRAMES_PER_STATE for index in batch]
-            decoded = self._decode(states_BXD, lengths, bias_BX)
+            decoded = self._decode(states_BXD, lengths, bias_BX, wish.terms)
             for index, states_SD, length, each in zip(
                 batch, states_BXD, lengths, decoded, strict=True
             ):
                 text = self._text(each)
                 if each.is_doubtful(text):
                     doubtful.append(index)
-                timed = words and text
+                timed = wish.words and text
                 heard[index] = _Heard(
                     text,
                     self._align(states_SD[:length], each, clips[index]) if timed else (),
                 )
         return doubtful
 
-    def _decode(self, states_BXD: Tensor, lengths: Sequence[int], bias_BX: Tensor) -> list[Decoded]:
-        decoder, base, prefix = self._decoder, self._base, self._prefix
-        if self._beams == 1:
-            return greedy(decoder, base, states_BXD, prefix, lengths, bias_CS=bias_BX)
+    def _decode(
+        self,
+        states_BXD: Tensor,
+        lengths: Sequence[int],
+        bias_BX: Tensor,
+        terms: TermBias | None = None,
+    ) -> list[Decoded]:
+        decoder, base, prefix, beams = self._decoder, self._base, self._prefix, self._beams
+        if beams == 1:
+            return greedy(decoder, base, states_BXD, prefix, lengths, bias_CS=bias_BX, terms=terms)
         return [
-            beam_search(decoder, base, states_XD, prefix, self._beams, length=n, bias_S=bias_X)
+            beam_search(
+                decoder, base, states_XD, prefix, beams, length=n, bias_S=bias_X, terms=terms
+            )
             for states_XD, n, bias_X in zip(states_BXD, lengths, bias_BX, strict=True)
         ]
 
