@@ -11,7 +11,7 @@ class LiveError(AuricleError):
     Codes: `stream-malformed` (the opening or a message is not understood), `stream-encoding`,
     `stream-rate`, `stream-samples` (samples that are no numbers, or half a sample at the end),
     `stream-chunk` (one message is too large), `stream-terms`, `stream-idle`, `stream-too-long`,
-    `stream-busy`, `stream-order` (audio before the opening or after the end),
+    `stream-busy`, `stream-order` (audio after the end), `stream-closed` (the service stops),
     `stream-unauthorised`.
     """
 

@@ -111,7 +111,13 @@ class LiveService:
     def close(self) -> None:
         """End every stream and the worker threads."""
         for stream in list(self._streams):
-            stream.close()
+            stream.fail(
+                LiveError(
+                    "the service is stopping",
+                    remedy="open another stream when it is back",
+                    code="stream-closed",
+                )
+            )
         self._voices.shutdown(wait=False, cancel_futures=True)
         self._decoders.shutdown(wait=False, cancel_futures=True)
 
@@ -205,6 +211,12 @@ class LiveStream:
                 yield event
         finally:
             ended.cancel()
+        if self._error is not None:
+            raise self._error
+
+    async def failure(self) -> None:
+        """Wait until the stream is over; raises what ended it early."""
+        await self._ended.wait()
         if self._error is not None:
             raise self._error
 
