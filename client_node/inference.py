@@ -66,37 +66,32 @@ class SiteTranscriber:
         """Name of the release that the next recording is transcribed with; None is the base."""
         return self._store.active_id
 
-    def warm_up(self) -> None:
-        """Load now. Raises ReleaseError, SignatureError or WeightsError like `transcribe`."""
+    def current(self) -> tuple[str | None, Transcriber]:
+        """What serves: a release's name (None for the base) and its transcriber.
+
+        Raises ReleaseError, SignatureError or WeightsError when what should serve does not verify
+        (nothing unverified is ever used instead).
+        """
         with self._lock:
-            self._current()
+            release = self._store.active_id
+            if self._loaded is None or self._loaded[0] != release:
+                self._loaded = None  # the old model's memory goes before the new one's comes
+                verified = None if release is None else self._store.load(release)
+                self._loaded = release, self._load(verified.adapter if verified else None)
+            return self._loaded
+
+    def warm_up(self) -> None:
+        """Load now. Raises like `current`."""
+        self.current()
 
     def transcribe(self, path: Path) -> Transcription:
-        """Transcribe one audio file of any rate and usual container.
+        """Transcribe one audio file of any rate and usual container, decoded in this process.
 
-        Raises AudioError for the file; ReleaseError, SignatureError or WeightsError when what
-        should serve does not verify (nothing unverified is ever used instead).
+        Raises AudioError for the file, and like `current`.
         """
         samples = read_audio(path)
-        with self._lock:
-            release, transcriber = self._current()
-            return Transcription(transcriber.transcribe(samples), release)
-
-    def current(self) -> tuple[str | None, Transcriber]:
-        """What serves now: the release's name (None for the base) and its transcriber.
-
-        Raises ReleaseError, SignatureError or WeightsError like `transcribe`.
-        """
-        with self._lock:
-            return self._current()
-
-    def _current(self) -> tuple[str | None, Transcriber]:
-        release = self._store.active_id
-        if self._loaded is None or self._loaded[0] != release:
-            self._loaded = None  # the old model's memory goes before the new one's comes
-            verified = None if release is None else self._store.load(release)
-            self._loaded = release, self._load(verified.adapter if verified else None)
-        return self._loaded
+        release, transcriber = self.current()
+        return Transcription(transcriber.transcribe(samples), release)
 
 
 def loads_canary(load: LoadTranscriber) -> Callable[[VerifiedRelease], None]:

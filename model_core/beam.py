@@ -34,12 +34,12 @@ def beam_search(
     length: int | None = None,
     bias_S: Tensor | None = None,
     timestamps: bool = False,
-    terms: TermBias | None = None,
+    boost: TermBias | None = None,
 ) -> Decoded:
     """Decode one clip's encoder states [S, D] with `beams` ≥ 1 texts side by side.
 
     `length` of the states are the clip's own (None: all); `bias_S` is added to their scores.
-    `terms` are made likelier, and count in the comparison of texts.
+    The terms of `boost` are made likelier, and count in the comparison of texts.
     """
     end = base.tokenizer.end
     limit = min(token_limit(length or len(states_SD)), decoder.max_positions - len(prefix))
@@ -53,7 +53,7 @@ def beam_search(
     while rows and len(ended) < beams:
         logits_WV = decoder.vocabulary.logits(hidden_WTD[: len(rows), -1], bias_V)
         rules.apply_times(logits_WV, [row.ids for row in rows])
-        forks = _forks(rows, logits_WV.log_softmax(-1), 2 * beams, terms)
+        forks = _forks(rows, logits_WV.log_softmax(-1), 2 * beams, boost)
         ended += [row for _, row in forks if row.ids[-1] == end]
         going = [(parent, row) for parent, row in forks if row.ids[-1] != end][:beams]
         stuck = [row for _, row in going if _is_stuck(row)]
@@ -64,23 +64,23 @@ def beam_search(
         elif len(ended) < beams:
             cache.keep(torch.tensor([parent for parent, _ in going]))
             hidden_WTD = decoder.step(torch.tensor([[row.ids[-1]] for row in rows]), cache)
-    return max(ended, key=lambda row: _score(row, terms) / len(row.ids)).decoded(end)
+    return max(ended, key=lambda row: _score(row, boost) / len(row.ids)).decoded(end)
 
 
 def _is_stuck(row: Row) -> bool:
     return len(row.ids) >= row.limit or runs_away(row.ids)
 
 
-def _score(row: Row, terms: TermBias | None) -> float:
-    return sum(row.log_probabilities) + (terms.earned(row.ids) if terms is not None else 0.0)
+def _score(row: Row, boost: TermBias | None) -> float:
+    return sum(row.log_probabilities) + (boost.earned(row.ids) if boost is not None else 0.0)
 
 
 def _forks(
-    rows: Sequence[Row], log_p_WV: Tensor, count: int, terms: TermBias | None
+    rows: Sequence[Row], log_p_WV: Tensor, count: int, boost: TermBias | None
 ) -> list[tuple[int, Row]]:
     """The `count` likeliest continuations by one token: (row continued, new row), best first."""
-    so_far_W1 = torch.tensor([[_score(row, terms)] for row in rows])
-    biased_WV = log_p_WV if terms is None else terms.apply(log_p_WV, [row.ids for row in rows])
+    so_far_W1 = torch.tensor([[_score(row, boost)] for row in rows])
+    biased_WV = log_p_WV if boost is None else boost.apply(log_p_WV, [row.ids for row in rows])
     total_WV = biased_WV + so_far_W1
     best = total_WV.flatten().topk(min(count, total_WV.numel()))
     forks = []

@@ -65,15 +65,20 @@ def cut_at_pauses(samples: Tensor) -> list[tuple[int, int]]:
     spans: list[tuple[int, int]] = []
     start, end = 0, len(samples)
     shortest, longest = int(_MIN_PIECE_S * RATE_HZ), int(MAX_PIECE_S * RATE_HZ)
-    pause = int(_PAUSE_S * RATE_HZ)
     while end - start > longest:
-        levels = _levels(samples[start + shortest : start + longest], pause)
-        quietest = int(levels.argmin()) * pause + pause // 2
-        cut = start + shortest + quietest
+        cut = start + quietest_pause(samples[start : start + longest], shortest)[0]
         spans.append((start, cut))
         start = cut
     spans.append((start, end))
     return spans
+
+
+def quietest_pause(samples: Tensor, start: int) -> tuple[int, float]:
+    """Middle of the quietest 0.2 s of `samples` from `start` on, and its root mean square."""
+    pause = int(_PAUSE_S * RATE_HZ)
+    levels = _levels(samples[start:], pause)
+    quietest = int(levels.argmin())
+    return start + quietest * pause + pause // 2, float(levels[quietest])
 
 
 def _levels(samples: Tensor, width: int) -> Tensor:

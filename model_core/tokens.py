@@ -12,11 +12,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from tokenizers import Tokenizer
+from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from model_core.errors import TextError, WeightsError
 
+Task = Literal["transcribe", "translate"]
 MAX_PROMPT_TOKENS = 224
 
 
@@ -93,7 +96,13 @@ class SpeechTokenizer:
         words = [int(token) for token in ids if token < self._first_control]
         return str(self._tokenizer.decode(words, skip_special_tokens=True))
 
-    def prefix(self, language: str = "en") -> tuple[int, ...]:
+    @property
+    def languages(self) -> dict[str, int]:
+        """Tokens of the languages that the model knows, by code; none in an English model."""
+        known = {code: self._known(f"<|{code}|>") for code in LANGUAGES}
+        return {code: token for code, token in known.items() if token is not None}
+
+    def prefix(self, language: str = "en", task: Task = "transcribe") -> tuple[int, ...]:
         """Control tokens before a transcript without timestamps.
 
         Raises TextError (text-language) for a language that a multilingual model does not know.
@@ -107,7 +116,7 @@ class SpeechTokenizer:
                 remedy="use a two-letter code of Whisper's languages, such as en, fr or zh",
                 code="text-language",
             )
-        return (self.start, token, self._control("<|transcribe|>"), self.no_timestamps)
+        return (self.start, token, self._control(f"<|{task}|>"), self.no_timestamps)
 
     def prompt(self, terms: Sequence[str]) -> tuple[int, ...]:
         """`<|startofprev|>` and the terms, comma-separated: Whisper's hotword prompt.

@@ -8,6 +8,7 @@ length share a batch; padding is masked, so a transcript does not depend on its 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -34,8 +35,9 @@ from model_core.features import (
 )
 from model_core.int8 import int8_encoder
 from model_core.silent_tail import TailedEncoder
-from model_core.sound import cut_at_pauses, may_be_speech
+from model_core.sound import MAX_PIECE_S, cut_at_pauses, may_be_speech
 from model_core.term_bias import TermBias
+from model_core.tokens import SpeechTokenizer, Task
 from model_core.words import Word, align
 
 WINDOW_STEP_S = 0.5
@@ -44,20 +46,22 @@ _BATCH = 16
 
 @dataclass(frozen=True)
 class Segment:
-    """One window's text and where it lies in the recording, in seconds; words if asked for."""
+    """A stretch of a recording with its text; words if asked for.
+
+    Attributes:
+        start_s, end_s: seconds from the start of the recording.
+        mean_log_probability: per token.
+        no_speech_probability: of the window it was heard in.
+        ids: the text's tokens.
+    """
 
     start_s: float
     end_s: float
     text: str
     words: tuple[Word, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Wish:
-    """What is asked of a decoding: times of words, and terms to make likelier."""
-
-    words: bool = False
-    terms: TermBias | None = None
+    mean_log_probability: float = 0.0
+    no_speech_probability: float = 0.0
+    ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,26 @@ class _Heard:
 
     text: str = ""
     words: tuple[Word, ...] = ()
+    decoded: Decoded | None = None
+
+
+@dataclass(frozen=True)
+class DecodingOptions:
+    """What one caller asks of the decoder.
+
+    Attributes:
+        prompt_terms: words to expect, after those that the transcriber always expects.
+        language: of the speech, by Whisper's code.
+        task: "translate" writes English, where the model is multilingual.
+        temperature: 0 takes the likeliest token each time; above, tokens are drawn.
+        boosted_terms: words to expect, made likelier while they are spelled (`term_bias`).
+    """
+
+    prompt_terms: tuple[str, ...] = ()
+    language: str = "en"
+    task: Task = "transcribe"
+    temperature: float = 0.0
+    boosted_terms: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,49 +126,74 @@ class Transcriber:
         self._encoder = TailedEncoder(int8_encoder(encoder) if precision == "int8" else encoder)
         self._mel_bins = int(model.config.num_mel_bins)
         self._decoder = CachedDecoder(model, precision)
-        self._prefix = (*base.tokenizer.prompt(prompt_terms), *base.tokenizer.prefix(language))
+        self._terms = tuple(prompt_terms)
+        self._use(DecodingOptions(language=language))
 
-    def term_bias(self, terms: Sequence[str]) -> TermBias | None:
-        """Terms to expect in a recording; None for no terms. Raises TextError for an empty one."""
-        return TermBias(self._base.tokenizer, terms) if terms else None
+    @property
+    def tokenizer(self) -> SpeechTokenizer:
+        """The model's tokens: what languages it knows."""
+        return self._base.tokenizer
 
-    def transcribe(
-        self, samples: Tensor, *, words: bool = False, terms: TermBias | None = None
-    ) -> Transcript:
-        """Transcribe one recording: [N] float32 at 16 kHz, any length; `words` asks for times."""
-        return self.transcribe_many([samples], words=words, terms=terms)[0]
+    def asked(self, options: DecodingOptions) -> Transcriber:
+        """The same model, decoding as `options` say. Costs nothing: weights are shared.
+
+        Raises TextError: `text-language`, `text-empty` for an empty term.
+        """
+        other = copy.copy(self)
+        other._use(options)
+        return other
+
+    def _use(self, options: DecodingOptions) -> None:
+        tokenizer = self._base.tokenizer
+        self._temperature = options.temperature
+        terms = options.boosted_terms
+        self._boost = TermBias(tokenizer, terms) if terms else None
+        self._prefix = (
+            *tokenizer.prompt((*self._terms, *options.prompt_terms)),
+            *tokenizer.prefix(options.language, options.task),
+        )
 
     @torch.inference_mode()
-    def draft(self, samples: Tensor, *, terms: TermBias | None = None) -> str | None:
+    def detect_language(self, samples: Tensor) -> str:
+        """Whisper's code of the language spoken in the first 27 s; "en" for an English model."""
+        tokenizer = self._base.tokenizer
+        languages = tokenizer.languages
+        if not tokenizer.multilingual or not may_be_speech(samples):
+            return "en"
+        clip = samples[: int(MAX_PIECE_S * RATE_HZ)]
+        states_1XD, bias_1X = self._encode([clip], [window_frames(window_s(len(clip)))])
+        cache = self._decoder.start(states_1XD, 1, bias_1X)
+        hidden_1TD = self._decoder.step(torch.tensor([[tokenizer.start]]), cache)
+        logits_V = self._decoder.vocabulary.logits(hidden_1TD[:, -1])[0]
+        return max(languages, key=lambda code: float(logits_V[languages[code]]))
+
+    def transcribe(self, samples: Tensor, *, words: bool = False) -> Transcript:
+        """Transcribe one recording: [N] float32 at 16 kHz, any length; `words` asks for times."""
+        return self.transcribe_many([samples], words=words)[0]
+
+    @torch.inference_mode()
+    def draft(self, samples: Tensor) -> str | None:
         """Text of at most 29 s in one look, for speech still going on; None where it is doubtful.
 
         What `transcribe` would look at again in a longer window is not worth showing yet.
         """
         heard = [_Heard()]
-        if may_be_speech(samples) and self._hear_in(
-            [samples], [0], [window_s(len(samples))], heard, _Wish(terms=terms)
-        ):
+        window = window_s(len(samples))
+        if may_be_speech(samples) and self._hear_in([samples], [0], [window], heard, False):
             return None
         return heard[0].text
 
     def transcribe_many(
-        self,
-        recordings: Sequence[Tensor],
-        *,
-        words: bool = False,
-        terms: TermBias | None = None,
+        self, recordings: Sequence[Tensor], *, words: bool = False
     ) -> list[Transcript]:
-        """Transcribe recordings in batches; the result does not depend on the batching.
-
-        `terms` (`term_bias`) are made likelier in all of them.
-        """
+        """Transcribe recordings in batches; the result does not depend on the batching."""
         pieces = [cut_at_pauses(samples) for samples in recordings]
         clips = [
             samples[start:end]
             for samples, spans in zip(recordings, pieces, strict=True)
             for start, end in spans
         ]
-        heard = iter(self._hear(clips, _Wish(words, terms)))
+        heard = iter(self._hear(clips, words))
         return [
             _transcript(samples, spans, [next(heard) for _ in spans])
             for samples, spans in zip(recordings, pieces, strict=True)
@@ -172,15 +221,14 @@ class Transcriber:
         return int(logits_BV.argmax())
 
     @torch.inference_mode()
-    def _hear(self, clips: Sequence[Tensor], wish: _Wish) -> list[_Heard]:
+    def _hear(self, clips: Sequence[Tensor], words: bool) -> list[_Heard]:
         """Each clip in its short window; those whose text is doubtful once more in a long one."""
         heard = [_Heard()] * len(clips)
         spoken = [index for index, clip in enumerate(clips) if may_be_speech(clip)]
         windows = [window_s(len(clips[index])) for index in spoken]
-        doubtful = self._hear_in(clips, spoken, windows, heard, wish)
+        doubtful = self._hear_in(clips, spoken, windows, heard, words)
         if doubtful:
-            longest = [MAX_WINDOW_S] * len(doubtful)
-            self._hear_in(clips, doubtful, longest, heard, wish)
+            self._hear_in(clips, doubtful, [MAX_WINDOW_S] * len(doubtful), heard, words)
         return heard
 
     def _hear_in(
@@ -189,7 +237,7 @@ class Transcriber:
         members: Sequence[int],
         windows_s: Sequence[float],
         heard: list[_Heard],
-        wish: _Wish,
+        words: bool,
     ) -> list[int]:
         """Fill in what is heard of the members; returns those whose text is doubtful."""
         frames = {index: window_frames(w) for index, w in zip(members, windows_s, strict=True)}
@@ -201,33 +249,44 @@ class Transcriber:
                 [clips[i] for i in batch], [frames[i] for i in batch]
             )
             lengths = [frames[index] // FRAMES_PER_STATE for index in batch]
-            decoded = self._decode(states_BXD, lengths, bias_BX, wish.terms)
+            decoded = self._decode(states_BXD, lengths, bias_BX)
             for index, states_SD, length, each in zip(
                 batch, states_BXD, lengths, decoded, strict=True
             ):
                 text = self._text(each)
                 if each.is_doubtful(text):
                     doubtful.append(index)
-                timed = wish.words and text
+                timed = words and text
                 heard[index] = _Heard(
                     text,
                     self._align(states_SD[:length], each, clips[index]) if timed else (),
+                    each,
                 )
         return doubtful
 
-    def _decode(
-        self,
-        states_BXD: Tensor,
-        lengths: Sequence[int],
-        bias_BX: Tensor,
-        terms: TermBias | None = None,
-    ) -> list[Decoded]:
-        decoder, base, prefix, beams = self._decoder, self._base, self._prefix, self._beams
-        if beams == 1:
-            return greedy(decoder, base, states_BXD, prefix, lengths, bias_CS=bias_BX, terms=terms)
+    def _decode(self, states_BXD: Tensor, lengths: Sequence[int], bias_BX: Tensor) -> list[Decoded]:
+        decoder, base, prefix = self._decoder, self._base, self._prefix
+        if self._beams == 1:
+            return greedy(
+                decoder,
+                base,
+                states_BXD,
+                prefix,
+                lengths,
+                bias_CS=bias_BX,
+                temperature=self._temperature,
+                boost=self._boost,
+            )
         return [
             beam_search(
-                decoder, base, states_XD, prefix, beams, length=n, bias_S=bias_X, terms=terms
+                decoder,
+                base,
+                states_XD,
+                prefix,
+                self._beams,
+                length=n,
+                bias_S=bias_X,
+                boost=self._boost,
             )
             for states_XD, n, bias_X in zip(states_BXD, lengths, bias_BX, strict=True)
         ]
@@ -261,7 +320,8 @@ def _transcript(
             start / RATE_HZ,
             end / RATE_HZ,
             each.text,
-            tuple(_later(word, start / RATE_HZ) for word in each.words),
+            tuple(later(word, start / RATE_HZ) for word in each.words),
+            *_scores(each.decoded),
         )
         for (start, end), each in zip(spans, heard, strict=True)
         if each.text
@@ -273,5 +333,12 @@ def _transcript(
     )
 
 
-def _later(word: Word, by_s: float) -> Word:
+def _scores(decoded: Decoded | None) -> tuple[float, float, tuple[int, ...]]:
+    if decoded is None:
+        return 0.0, 0.0, ()
+    return decoded.mean_log_probability, decoded.no_speech_probability, decoded.ids
+
+
+def later(word: Word, by_s: float) -> Word:
+    """The word, said `by_s` seconds later."""
     return dataclasses.replace(word, start_s=word.start_s + by_s, end_s=word.end_s + by_s)

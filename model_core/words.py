@@ -39,12 +39,14 @@ class Word:
         start_s, end_s: seconds from the start of the recording.
         text: the word with its punctuation, without spaces around it.
         confidence: the geometric mean of its tokens' probabilities, in [0, 1].
+        ids: its tokens.
     """
 
     start_s: float
     end_s: float
     text: str
     confidence: float
+    ids: tuple[int, ...] = ()
 
 
 @torch.inference_mode()
@@ -80,7 +82,8 @@ def align(
     for word, tokens in split_words(base.tokenizer, text):
         end = first + tokens
         confidence = math.exp(sum(probabilities[first:end]) / tokens)
-        words.append(Word(starts[first], min(starts[end], duration_s), word, confidence))
+        span_s = starts[first], min(starts[end], duration_s)
+        words.append(Word(*span_s, word, confidence, tuple(text[first:end])))
         first = end
     return tuple(words)
 
