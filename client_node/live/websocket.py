@@ -1,20 +1,21 @@
 """Live transcription over a WebSocket (RFC 6455) at /v1/audio/stream.
 
 The client sends one opening as JSON, audio as binary messages, and `finish`; it gets events as
-JSON. A browser cannot set headers on a WebSocket, so a token may also come as the subprotocol
-`auricle.bearer.TOKEN`, beside `auricle.live`, which the service answers with. A browser names the
-page that opened the socket (Origin): only pages of this very service may, or any web page could
-listen in.
+JSON. Tokens and host names are judged before, as for every route. A browser names the page that
+opened the socket (Origin): only pages of this very service may, or any web page could listen in.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, WebSocket
+from starlette.requests import HTTPConnection
 from starlette.websockets import WebSocketDisconnect
 
 from client_node.live.errors import LiveError
@@ -23,18 +24,14 @@ from client_node.live.service import LiveService, LiveStream
 from model_core.errors import ModelCoreError
 from privacy.errors import AuricleError
 
+_LOG = logging.getLogger(__name__)
 PATH = "/v1/audio/stream"
-SUBPROTOCOL = "auricle.live"
-_TOKEN_PREFIX = "auricle.bearer."  # noqa: S105 - what stands before a token
 _EXPIRY_EVERY_S = 1.0
 _FAREWELL_S = 5.0
 _POLICY_VIOLATION, _INTERNAL_ERROR, _TRY_AGAIN = 1008, 1011, 1013
 
-Authorise = Callable[[str | None], bool]
-"""Whether a bearer token, or none, may transcribe."""
 
-
-def live_router(service: LiveService, authorise: Authorise) -> APIRouter:
+def live_router(service: LiveService) -> APIRouter:
     """The route, and while the application runs, the end of idle streams."""
 
     @contextlib.asynccontextmanager
@@ -48,35 +45,20 @@ def live_router(service: LiveService, authorise: Authorise) -> APIRouter:
 
     @router.websocket(PATH)
     async def stream(socket: WebSocket) -> None:
-        if not is_own_page(socket) or not authorise(_token(socket)):
+        if not is_own_page(socket):
             await socket.close(_POLICY_VIOLATION)  # before it is accepted: HTTP 403
             return
-        offered = _subprotocols(socket)
-        await socket.accept(SUBPROTOCOL if SUBPROTOCOL in offered else None)
+        await socket.accept()
         with contextlib.suppress(WebSocketDisconnect):
             await _serve(service, socket)
 
     return router
 
 
-def is_own_page(socket: WebSocket) -> bool:
-    """Whether the opener is no browser, or a page that this very host served."""
-    origin = socket.headers.get("origin")
-    return origin is None or urlsplit(origin).netloc == socket.headers.get("host")
-
-
-def _token(socket: WebSocket) -> str | None:
-    kind, _, token = socket.headers.get("authorization", "").partition(" ")
-    if kind.lower() == "bearer" and token:
-        return token
-    offered = (name for name in _subprotocols(socket) if name.startswith(_TOKEN_PREFIX))
-    return next((name.removeprefix(_TOKEN_PREFIX) for name in offered), None)
-
-
-def _subprotocols(socket: WebSocket) -> list[str]:
-    """Subprotocols that the client offers; uvicorn may leave a header's list as one text."""
-    offered = ",".join(socket.scope.get("subprotocols", []))
-    return [name.strip() for name in offered.split(",")]
+def is_own_page(connection: HTTPConnection) -> bool:
+    """Whether the asker is no browser, or a page that this very host served."""
+    origin = connection.headers.get("origin")
+    return origin is None or urlsplit(origin).netloc == connection.headers.get("host")
 
 
 async def _serve(service: LiveService, socket: WebSocket) -> None:
@@ -91,10 +73,9 @@ async def _serve(service: LiveService, socket: WebSocket) -> None:
         await _refuse(socket, error)
     except WebSocketDisconnect:
         raise
-    except Exception:
-        await socket.send_json(error_json("internal", "the service failed; no audio was kept"))
-        await socket.close(_INTERNAL_ERROR)
-        raise
+    except Exception as error:  # noqa: BLE001 - its text may hold what was said: only its kind is told
+        _LOG.error("a live stream failed: %s", type(error).__name__)
+        await _farewell(socket, error_json("internal", "the service failed"), _INTERNAL_ERROR)
     finally:
         if stream is not None:
             stream.close()
@@ -142,10 +123,14 @@ async def _refuse(socket: WebSocket, error: AuricleError | ModelCoreError) -> No
     else:
         message = "this site cannot serve now; its operator should run `auricle site status`"
         status = _INTERNAL_ERROR
-    # A peer that takes nothing any more is left to the server, which cuts the connection.
+    await _farewell(socket, error_json(error.code, message), status)
+
+
+async def _farewell(socket: WebSocket, message: dict[str, Any], status: int) -> None:
+    """Say why, and close; a peer that takes nothing any more is left to the server, which cuts."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_FAREWELL_S):
-            await socket.send_json(error_json(error.code, message))
+            await socket.send_json(message)
             await socket.close(status)
 
 

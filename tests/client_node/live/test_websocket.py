@@ -17,18 +17,16 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 from websockets.sync.client import connect
 
 from client_node.live.service import LiveLimits, LiveService
-from client_node.live.websocket import PATH, SUBPROTOCOL, live_router
+from client_node.live.websocket import PATH, live_router
 from tests.client_node.live.live_support import LOUD, CountingEar, loudness_network, sound
-
-TOKEN = "s3cret"
 
 
 @contextlib.contextmanager
-def serving(authorise=lambda _: True, limits=None, ears=None):
+def serving(limits=None, ears=None):
     service = LiveService(loudness_network, ears or CountingEar(), time.monotonic, limits=limits)
     app = FastAPI()
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1"])
-    app.include_router(live_router(service, authorise))
+    app.include_router(live_router(service))
     listening = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(app, log_level="error", ws="websockets-sansio", lifespan="on")
     server = uvicorn.Server(config)
@@ -67,8 +65,7 @@ def pcm(*stretches):
 
 
 def test_speech_becomes_partials_and_a_final_and_then_it_is_done(url):
-    with connect(url, subprotocols=[SUBPROTOCOL]) as peer:
-        assert peer.subprotocol == SUBPROTOCOL
+    with connect(url) as peer:
         assert start(peer) == {"type": "ready"}
         data = pcm((0.5, 0), (2.0, LOUD), (0.6, 0))
         for at in range(0, len(data), 3200):
@@ -143,23 +140,6 @@ def test_pages_of_others_and_foreign_hosts_are_refused(url):
     own = url.replace("ws://", "http://").removesuffix(PATH)
     with connect(url, origin=own) as peer:
         assert start(peer) == {"type": "ready"}
-
-
-def test_a_token_comes_as_header_or_as_subprotocol():
-    with serving(authorise=lambda token: token == TOKEN) as (address, _):
-        with connect(address, additional_headers={"Authorization": f"Bearer {TOKEN}"}) as peer:
-            assert start(peer) == {"type": "ready"}
-        offered = [SUBPROTOCOL, f"auricle.bearer.{TOKEN}"]
-        with connect(address, subprotocols=offered) as peer:
-            assert peer.subprotocol == SUBPROTOCOL
-            assert start(peer) == {"type": "ready"}
-        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": TOKEN}):
-            with (
-                pytest.raises(InvalidStatus) as raised,
-                connect(address, additional_headers=headers),
-            ):
-                pass
-            assert raised.value.response.status_code == 403
 
 
 def test_a_client_that_leaves_or_falls_silent_is_forgotten():
