@@ -27,6 +27,7 @@ from model_core.guards import (
     runs_away,
     without_repetition,
 )
+from model_core.term_bias import TermBias
 
 MAX_NEW_TOKENS = 220
 _TOKENS_PER_S = 16  # above the fastest speech, whose rare words take several tokens each
@@ -114,6 +115,7 @@ def greedy(
     bias_CS: Tensor | None = None,
     timestamps: bool = False,
     temperature: float = 0.0,
+    boost: TermBias | None = None,
 ) -> list[Decoded]:
     """Decode encoder states [C, S, D] float32, of which each clip has `lengths` real ones.
 
@@ -121,6 +123,7 @@ def greedy(
     padding. `prefix` is the control tokens, after a prompt if there is one; it ends in
     no-timestamps unless `timestamps` are wanted. A clip's result does not depend on the others.
     Above a `temperature` of 0 tokens are drawn at random, with probabilities ∝ p^(1/temperature).
+    `boost` makes its terms likelier.
     """
     lengths = [states_CSD.shape[1]] * len(states_CSD) if lengths is None else lengths
     if bias_CS is None:
@@ -137,7 +140,11 @@ def greedy(
     while True:
         logits_NV = decoder.vocabulary.logits(hidden_NTD[:, -1], bias_V)
         rules.apply_times(logits_NV, [row.ids for row in held])
-        next_N = _write(logits_NV, held, base.tokenizer.end, temperature)
+        likelier_NV = logits_NV
+        if boost is not None:
+            likelier_NV = boost.apply(logits_NV, [row.ids for row in held])
+        next_N = _choose(likelier_NV, temperature)
+        _write(logits_NV, next_N, held, base.tokenizer.end)
         places = [place for place, row in enumerate(held) if row.is_open]
         if not places:
             break
@@ -149,14 +156,12 @@ def greedy(
     return [row.decoded(base.tokenizer.end) for row in rows]
 
 
-def _write(logits_NV: Tensor, rows: Sequence[Row], end: int, temperature: float) -> Tensor:
-    """Give every open row its next token; returns the tokens of all rows [N]."""
-    next_N = _choose(logits_NV, temperature)
+def _write(logits_NV: Tensor, next_N: Tensor, rows: Sequence[Row], end: int) -> None:
+    """Give every open row its next token, with the model's own log-probability of it."""
     log_p_N = logits_NV.gather(1, next_N[:, None])[:, 0] - logits_NV.logsumexp(-1)
     for row, token, log_p in zip(rows, next_N.tolist(), log_p_N.tolist(), strict=True):
         if row.is_open:
             row.write(token, log_p, end)
-    return next_N
 
 
 def _choose(logits_NV: Tensor, temperature: float) -> Tensor:

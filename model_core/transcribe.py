@@ -36,6 +36,7 @@ from model_core.features import (
 from model_core.int8 import int8_encoder
 from model_core.silent_tail import TailedEncoder
 from model_core.sound import MAX_PIECE_S, cut_at_pauses, may_be_speech
+from model_core.term_bias import TermBias
 from model_core.tokens import SpeechTokenizer, Task
 from model_core.words import Word, align
 
@@ -81,12 +82,14 @@ class DecodingOptions:
         language: of the speech, by Whisper's code.
         task: "translate" writes English, where the model is multilingual.
         temperature: 0 takes the likeliest token each time; above, tokens are drawn.
+        boosted_terms: words to expect, made likelier while they are spelled (`term_bias`).
     """
 
     prompt_terms: tuple[str, ...] = ()
     language: str = "en"
     task: Task = "transcribe"
     temperature: float = 0.0
+    boosted_terms: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ class Transcriber:
     def asked(self, options: DecodingOptions) -> Transcriber:
         """The same model, decoding as `options` say. Costs nothing: weights are shared.
 
-        Raises TextError (text-language).
+        Raises TextError: `text-language`, `text-empty` for an empty term.
         """
         other = copy.copy(self)
         other._use(options)
@@ -143,6 +146,8 @@ class Transcriber:
     def _use(self, options: DecodingOptions) -> None:
         tokenizer = self._base.tokenizer
         self._temperature = options.temperature
+        terms = options.boosted_terms
+        self._boost = TermBias(tokenizer, terms) if terms else None
         self._prefix = (
             *tokenizer.prompt((*self._terms, *options.prompt_terms)),
             *tokenizer.prefix(options.language, options.task),
@@ -165,6 +170,18 @@ class Transcriber:
     def transcribe(self, samples: Tensor, *, words: bool = False) -> Transcript:
         """Transcribe one recording: [N] float32 at 16 kHz, any length; `words` asks for times."""
         return self.transcribe_many([samples], words=words)[0]
+
+    @torch.inference_mode()
+    def draft(self, samples: Tensor) -> str | None:
+        """Text of at most 29 s in one look, for speech still going on; None where it is doubtful.
+
+        What `transcribe` would look at again in a longer window is not worth showing yet.
+        """
+        heard = [_Heard()]
+        window = window_s(len(samples))
+        if may_be_speech(samples) and self._hear_in([samples], [0], [window], heard, False):
+            return None
+        return heard[0].text
 
     def transcribe_many(
         self, recordings: Sequence[Tensor], *, words: bool = False
@@ -258,9 +275,19 @@ class Transcriber:
                 lengths,
                 bias_CS=bias_BX,
                 temperature=self._temperature,
+                boost=self._boost,
             )
         return [
-            beam_search(decoder, base, states_XD, prefix, self._beams, length=n, bias_S=bias_X)
+            beam_search(
+                decoder,
+                base,
+                states_XD,
+                prefix,
+                self._beams,
+                length=n,
+                bias_S=bias_X,
+                boost=self._boost,
+            )
             for states_XD, n, bias_X in zip(states_BXD, lengths, bias_BX, strict=True)
         ]
 
