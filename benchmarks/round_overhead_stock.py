@@ -1,4 +1,4 @@
-"""Stock Flower for `benchmarks.round_overhead`: its own processes, FedAvg, TLS, node authentication.
+"""Stock Flower for `benchmarks.round_overhead`: own processes, FedAvg, TLS, node authentication.
 
 SuperLink and SuperNodes are flwr's commands as its documentation starts them; the app is a
 ServerApp with the FedAvg strategy and a ClientApp that answers an array of the same size at once,

@@ -1,6 +1,6 @@
 """Transcription through HTTP: a site's service and faster-whisper, on the same clips in turns.
 
-    python -m benchmarks.transcribe [--json] [--clips N] [--minutes M] [--requests N] [--shared FOLDER]
+    python -m benchmarks.transcribe [--json] [--clips N] [--minutes M] [--requests N] [--shared DIR]
 
 The same tiny.en weights, int8, one beam, two threads each; real people's clips from
 ../shared/speech/en (or AURICLE_SHARED). Each recording is posted to one server and then to the
