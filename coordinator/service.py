@@ -30,7 +30,7 @@ from coordinator.release_delivery import ReleaseDelivery
 from coordinator.release_records import ReleaseRecords
 from coordinator.secure_records import SecureRecords
 from coordinator.store import create_schema
-from privacy.errors import AuricleError, LedgerError
+from privacy.errors import AuricleError, LedgerError, StoreError
 from privacy.ledger import Ledger
 from privacy.signing import Identity
 from privacy.store import open_engine
@@ -200,7 +200,7 @@ class Coordinator:
         while not self._stopped.wait(self._lease.renew_every_s):
             try:
                 self._lease.renew()
-            except OperationalError:
+            except (OperationalError, StoreError):
                 # A busy database: nobody may write without the lease, so trying again is safe.
                 _log.warning("the lease could not be renewed")
             except BaseException as error:  # noqa: BLE001 - raised again by stop()
@@ -223,8 +223,10 @@ class Coordinator:
         """Run a job to its end; a fault of its own abandons it and leaves the service up."""
         try:
             JobLoop(job, self._tools, self._link).run(self._pause)
-        except (LedgerError, LeaseError):
-            raise  # the ledger verifies (I4) and is ours alone to write, or the service stops
+        except (LedgerError, LeaseError, StoreError):
+            # The ledger verifies (I4) and is ours alone to write, or the service stops; and a
+            # database that is full or locked cannot be told that the job is abandoned.
+            raise
         except AuricleError as error:
             _log.error("job %s is abandoned: %s", job, error.code)
             self._tools.jobs.abandon(job, error.code, self._tools.clock())

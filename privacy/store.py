@@ -17,7 +17,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, UniqueConstraint, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from privacy.errors import StoreError
@@ -27,6 +27,23 @@ _RETRY_S = 0.01
 _WRITES = "auricle_writes"
 _FENCE = "auricle_fence"
 _POSTGRES_WRITER_LOCK = 0x41555249  # "AURI"; any constant shared by all writers serves
+_LOCKED = (
+    "database-locked",
+    "another program holds the database's write lock and does not let go",
+    "find the program that has the database open, end it, and start again",
+)
+_FULL = (
+    "database-full",
+    "the disk that the database is on is full, and nothing was written",
+    "make room on that disk and start again: nothing is lost but the step in hand",
+)
+# sqlite.org/rescode.html; postgresql.org/docs/current/errcodes-appendix.html
+_REASONS = {
+    str(sqlite3.SQLITE_BUSY): _LOCKED,
+    "55P03": _LOCKED,
+    str(sqlite3.SQLITE_FULL): _FULL,
+    "53100": _FULL,
+}
 
 
 class Base(DeclarativeBase):
@@ -94,8 +111,12 @@ def read_url(url: str) -> URL:
 
 @contextmanager
 def writing(engine: Engine) -> Iterator[Session]:
-    """Session in one transaction that excludes other writers; commits unless the block raises."""
-    with engine.connect() as plain:
+    """Session in one transaction that excludes other writers; commits unless the block raises.
+
+    Raises StoreError "database-locked" where another writer does not let go for BUSY_TIMEOUT_MS,
+    and "database-full" where the disk is; nothing was then committed.
+    """
+    with _in_words(), engine.connect() as plain:
         # Not a stricter isolation: PostgreSQL would take its one snapshot before it waits here for
         # the lock, and decide on what was there before the writer that it waited for.
         connection = plain.execution_options(**{_WRITES: True})
@@ -119,9 +140,33 @@ def fenced(engine: Engine, check: Callable[[Session], None]) -> Engine:
 
 @contextmanager
 def reading(engine: Engine) -> Iterator[Session]:
-    """Session in one transaction for reading; whatever it changes is rolled back."""
-    with engine.connect() as plain, Session(_one_snapshot(plain)) as session:
+    """Session in one transaction for reading; whatever it changes is rolled back.
+
+    Raises StoreError as `writing` does: opening a database may write, too.
+    """
+    with _in_words(), engine.connect() as plain, Session(_one_snapshot(plain)) as session:
         yield session
+
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    """Tell apart the two failures of a sound database that whoever runs it can put right."""
+    try:
+        yield
+    except OperationalError as error:
+        reason = _REASONS.get(_cause(error))
+        if reason is None:
+            raise
+        code, problem, remedy = reason
+        raise StoreError(problem, remedy=remedy, code=code) from error
+
+
+def _cause(error: OperationalError) -> str:
+    """SQLite's primary result code, or PostgreSQL's SQLSTATE."""
+    extended = getattr(error.orig, "sqlite_errorcode", None)
+    if extended is not None:
+        return str(extended & 0xFF)
+    return str(getattr(error.orig, "sqlstate", ""))
 
 
 def _one_snapshot(connection: Connection) -> Connection:
