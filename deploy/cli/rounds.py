@@ -54,6 +54,12 @@ def start(
     hold: Annotated[
         bool, typer.Option("--hold", help="Keep the release back until `auricle release publish`.")
     ] = False,
+    honest_sites: Annotated[
+        int | None,
+        typer.Option(
+            help="h for ε_sec: sites assumed honest; with secure aggregation, of a quorum."
+        ),
+    ] = None,
     base_folder: Annotated[
         Path | None, typer.Option(help="The prepared base; without it, the home's.")
     ] = None,
@@ -80,6 +86,7 @@ def start(
         "deadline_s": deadline_s,
         "privacy_mode": "secure-aggregation" if secure_aggregation else None,
         "hold": True if hold else None,
+        "honest_sites": honest_sites,
         "base_folder": str((base_folder or root / "base").absolute()),
     }
     fields = job_request(request, options)

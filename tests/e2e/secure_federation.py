@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -99,9 +100,10 @@ class TakesReleases:
 class RealSite(FakeSite):
     """A site's real agent on a folder; `restart` is a crash and a new process."""
 
-    def __init__(self, name: str, coordinator: PublicIdentity, folder: Path) -> None:
+    def __init__(self, name: str, coordinator: PublicIdentity, folder: Path, url: str = "") -> None:
         super().__init__(name, coordinator)
         self.folder = folder
+        self.url = url or f"sqlite:///{folder / 'auricle.db'}"
         (folder / "logs").mkdir(parents=True)
         self._coordinator = coordinator
         self.trainer = SmallTrainer(name)
@@ -116,7 +118,7 @@ class RealSite(FakeSite):
     def restart(self) -> None:
         self.close()
         site, clock = self.name, lambda: datetime.now(UTC)
-        self.engine = open_engine(f"sqlite:///{self.folder / 'auricle.db'}")
+        self.engine = open_engine(self.url)
         self.log = SiteLog(self.folder / "logs", clock)
         self.ledger = Ledger(self.engine, self.identity, f"site/{site}", clock)
         policy = SitePolicy.load(self.policy)
@@ -198,11 +200,17 @@ class MutedLink(StepLink):
 
 
 class SecureFederation(Federation):
-    """A coordinator, and the real agents of `names`."""
+    """A coordinator, and the real agents of `names`; `new_url` gives each a database of its own."""
 
-    def __init__(self, folder: Path, names: tuple[str, ...] = NAMES) -> None:
-        super().__init__(folder, names=())
-        self.sites = {name: RealSite(name, self.identity.public, folder / name) for name in names}
+    def __init__(
+        self,
+        folder: Path,
+        names: tuple[str, ...] = NAMES,
+        new_url: Callable[[], str] = str,
+    ) -> None:
+        super().__init__(folder, names=(), url=new_url())
+        public = self.identity.public
+        self.sites = {name: RealSite(name, public, folder / name, new_url()) for name in names}
         self.online = set(names)
         for site in self.sites.values():
             invite = self.operations.invite(site.name, 3600, approve=True)

@@ -211,6 +211,35 @@ def test_the_threaded_link_carries_it_too(federation):
     check_sum(federation, job, NAMES)
 
 
+def test_a_secure_round_is_kept_in_postgresql_too(tmp_path, new_postgres):
+    """Coordinator and sites each on PostgreSQL; a site drops out, and both sides start again."""
+    federation = SecureFederation(tmp_path, new_url=new_postgres)
+    try:
+        federation.link.mute["york"] = LATER["secure-round"]
+        job = federation.submit(quorum=4, honest_sites=3, optimiser=SGD)
+        federation.step_until(job, "secure-confirm")
+        url = federation.engine.url.render_as_string(hide_password=False)
+        federation.engine.dispose()
+        federation.tools, federation.engine = make_tools(
+            tmp_path, federation.identity, federation.clock, url
+        )
+        JobLoop(job, federation.tools, federation.link).run(federation.clock.wait)
+        check_sum(federation, job, survivors_without(("york",), "secure-round"))
+        with federation.engine.connect() as connection:
+            assert connection.dialect.name == "postgresql"
+            steps = connection.exec_driver_sql("SELECT DISTINCT step FROM secure_answer").scalars()
+            assert list(steps) == ["secure-confirm"]
+        # The keys of the other sites, pinned at the plan, outlast a site's process.
+        east = federation.sites["east"]
+        east.restart()
+        assert east.engine.dialect.name == "postgresql"
+        assert [e["survivors"] for e in east.events("sum.unmasked")] == [
+            ["east", "north", "south", "west"]
+        ]
+    finally:
+        federation.close()
+
+
 def test_only_confirmations_outlast_the_round(federation):
     job = federation.submit()
     federation.run(job)
