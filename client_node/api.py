@@ -100,6 +100,7 @@ def _add_health_and_page(
         return {"status": "ok", "release": transcriber.release}
 
     @app.get("/", response_class=HTMLResponse)
+    @app.get("/site", response_class=HTMLResponse)
     def page() -> HTMLResponse:
         nonce = secrets.token_urlsafe(16)
         policy = (

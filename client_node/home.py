@@ -82,6 +82,11 @@ class SiteHome:
         return SiteSettings.load(self.settings).database_url or f"sqlite:///{self.database}"
 
     @property
+    def corrections(self) -> Path:
+        """Sound of corrected dictation, kept for training."""
+        return self.root / "corrections"
+
+    @property
     def features(self) -> Path:
         """Cached encoder states."""
         return self.root / "features"

@@ -12,6 +12,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 IDLE_S = 30.0
 _MOST_FILES = 65_536
 _BACKLOG = 2048
+_LARGEST_MESSAGE_BYTES = 1024 * 1024  # of a WebSocket; the service itself takes less
 
 
 class PatientProtocol(H11Protocol):
@@ -67,6 +68,7 @@ def server_config(app: Any, host: str, port: int) -> uvicorn.Config:
         port=port,
         http=PatientProtocol,
         ws="websockets-sansio",  # "auto" takes an implementation that websockets deprecates
+        ws_max_size=_LARGEST_MESSAGE_BYTES,
         backlog=_BACKLOG,
         log_level="warning",
         access_log=False,

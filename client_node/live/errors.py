@@ -12,7 +12,7 @@ class LiveError(AuricleError):
     `stream-rate`, `stream-samples` (samples that are no numbers, or half a sample at the end),
     `stream-chunk` (one message is too large), `stream-terms`, `stream-idle`, `stream-too-long`,
     `stream-busy`, `stream-order` (audio after the end), `stream-closed` (the service stops),
-    `stream-unauthorised`.
+    `stream-unauthorised`; of the gRPC server `rpc-certificate`, `rpc-plaintext`, `rpc-port`.
     """
 
     code = "stream-malformed"

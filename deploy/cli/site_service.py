@@ -42,14 +42,26 @@ def serve(
         int, typer.Option(min=1, max=512, help="Recordings in hand at once; more are put off.")
     ] = 64,
     int8: Annotated[bool, typer.Option("--int8", help="Compute in INT8: faster.")] = False,
+    grpc_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port for gRPC streaming as well.")
+    ] = None,
+    grpc_certificate: Annotated[
+        Path | None, typer.Option(help="PEM certificate of gRPC; without it loopback only.")
+    ] = None,
+    grpc_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
+    grpc_client_ca: Annotated[
+        Path | None, typer.Option(help="Who signs clients' certificates: mutual TLS.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Serve the site's page and the OpenAI audio API until Ctrl-C, in this building only."""
+    """Serve dictation, streaming and the OpenAI audio API until Ctrl-C, in this building only."""
     import uvicorn
+    from client_node.live.rpc.server import RpcSettings
 
     from client_node.api import LOCAL_HOSTS, ServiceLimits, make_app
     from client_node.batcher import Batcher
     from client_node.decoding.decoder import RecordingDecoder
+    from client_node.dictation.assembly import dictation_routers
     from client_node.http.server import server_config
     from client_node.recogniser import Recogniser
     from client_node.serving import open_transcriber
@@ -64,6 +76,9 @@ def serve(
             remedy="make one with `auricle site token create NAME`, or serve on 127.0.0.1",
             code="token-missing",
         )
+    rpc = None
+    if grpc_port is not None:
+        rpc = RpcSettings(host, grpc_port, grpc_certificate, grpc_key, grpc_client_ca)
     free = check_port(port, host)
     if not free.ok:
         raise CommandError(free.problem, remedy=free.remedy, code="port-in-use")
@@ -74,6 +89,7 @@ def serve(
         recogniser,
         lambda: collect_status(opened),
         (*LOCAL_HOSTS, host),
+        routers=dictation_routers(opened, serving, access, rpc),
         access=access,
         aliases=model_name or (),
         limits=ServiceLimits(max_upload_mb * MEBIBYTE, max_recordings),
