@@ -12,6 +12,8 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+FLOAT32_BYTES = 4
+
 Vector = NDArray[np.float32]
 Gradient = NDArray[np.float64]
 
@@ -28,6 +30,9 @@ def pack(vector_D: Vector) -> bytes:
 
 def aggregate(payloads: Iterable[bytes], size: int, divisor: float) -> Gradient:
     """Mean clipped gradient (Σ_i g_i) / (n·q·N̄) as float64 [D].
+
+    In rounds of one step this is federated averaging (McMahan et al. 2017, FedSGD). Robust rules
+    are in `coordinator.robust`.
 
     Args:
         payloads: admitted updates, each `size` float32 numbers.

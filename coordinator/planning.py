@@ -50,6 +50,8 @@ def make_plan(
     honest_sites = max(1, len(sites) - 1)
     if secure:
         honest_sites = min(max(2, honest_sites), quorum)
+    elif request.aggregation.rule != "mean":
+        honest_sites = 1
     plan = RoundPlan(
         job=job,
         purpose=request.purpose,
@@ -71,6 +73,7 @@ def make_plan(
         context_weight=request.context_weight,
         privacy_mode=request.privacy_mode,
         adjacency=request.adjacency,
+        aggregation=request.aggregation.spec(),
         site_keys=tuple(site_keys[site] for site in sites) if secure else (),
     )
     if secure:
@@ -113,6 +116,7 @@ def mechanism_fields(plan: RoundPlan) -> dict[str, Any]:
         "steps": 1,
         "honest_sites": plan.honest_sites,
         "privacy_mode": plan.privacy_mode,
+        "aggregation": plan.aggregation.rule,
         "plan_sha256": plan.sha256,
         "base_sha256": plan.base_sha256,
     }

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from coordinator.errors import RequestError
-from privacy.plan import AdapterKind, Adjacency, OptimiserSpec, PrivacyMode, Schedule
+from privacy.plan import (
+    AdapterKind,
+    Adjacency,
+    AggregationRule,
+    AggregationSpec,
+    OptimiserName,
+    OptimiserSpec,
+    PrivacyMode,
+    Schedule,
+)
 
 _STRICT = ConfigDict(extra="forbid", strict=False)
 
@@ -36,7 +45,7 @@ class AdapterRequest:
 class OptimiserRequest:
     """The server's optimiser; fields as in the plan's OptimiserSpec."""
 
-    name: Literal["adam", "sgd"] = "adam"
+    name: OptimiserName = "adam"
     learning_rate: float = 1e-2
     beta1: float = 0.9
     beta2: float = 0.99
@@ -46,6 +55,18 @@ class OptimiserRequest:
     def spec(self) -> OptimiserSpec:
         """The same as the plan carries it."""
         return OptimiserSpec(**dataclasses.asdict(self))
+
+
+@checked(frozen=True, config=_STRICT)
+class AggregationRequest:
+    """How updates become one; fields as in the plan's AggregationSpec."""
+
+    rule: AggregationRule = "mean"
+    byzantine: int = 0
+
+    def spec(self) -> AggregationSpec:
+        """The same as the plan carries it."""
+        return AggregationSpec(self.rule, self.byzantine)
 
 
 @checked(frozen=True, config=_STRICT)
@@ -68,7 +89,8 @@ class JobRequest:
         sites: names, or empty for every active site.
         quorum: fewest updates that make a round; None asks for all sites.
         honest_sites: h for ε_sec; None assumes all sites but one. Under secure aggregation it is
-            of every quorum of sites, and together they must be more than the sites.
+            of every quorum of sites, and together they must be more than the sites. It is 1 where
+            `aggregation` is not the mean.
         deadline_s: seconds that a round may stay open.
         context_weight: weight of the tokens outside a recording's term, in [0, 1].
         hold: keep the release back at the end until the operator publishes it.
@@ -94,6 +116,7 @@ class JobRequest:
     hold: bool = False
     adapter: AdapterRequest = dataclasses.field(default_factory=AdapterRequest)
     optimiser: OptimiserRequest = dataclasses.field(default_factory=OptimiserRequest)
+    aggregation: AggregationRequest = dataclasses.field(default_factory=AggregationRequest)
 
     def __post_init__(self) -> None:
         """Check what ranges alone cannot say. Raises RequestError."""

@@ -25,7 +25,8 @@ _SITE_KEY = re.compile(r"[0-9a-f]{64}")
 AdapterKind = Literal["lora", "core"]
 PrivacyMode = Literal["local-noise", "secure-aggregation", "none"]
 Adjacency = Literal["add_or_remove_one", "replace_one"]
-OptimiserName = Literal["adam", "sgd"]
+OptimiserName = Literal["adam", "sgd", "lamb"]
+AggregationRule = Literal["mean", "median", "trimmed-mean", "krum"]
 Schedule = Literal["constant", "linear"]
 
 
@@ -80,6 +81,32 @@ class OptimiserSpec:
 
 
 @dataclasses.dataclass(frozen=True)
+class AggregationSpec:
+    """How the coordinator makes one update of the admitted ones; post-processing, so free of ε.
+
+    "mean" is their sum. The others stand against `byzantine` hostile sites (f), give up that noises
+    of honest sites add up (so that the plan's `honest_sites` is 1), and need each update in the
+    clear. "median" takes no f.
+    """
+
+    rule: AggregationRule = "mean"
+    byzantine: int = 0
+
+    @property
+    def least_updates(self) -> int:
+        """Fewest updates for which the rule holds against `byzantine` hostile ones."""
+        match self.rule:
+            case "mean":
+                return 1
+            case "krum":
+                return 2 * self.byzantine + 3
+            case "median":
+                return 3
+            case "trimmed-mean":
+                return 2 * self.byzantine + 1
+
+
+@dataclasses.dataclass(frozen=True)
 class RoundPlan:
     """Public constants of one job of `rounds` one-step rounds.
 
@@ -108,6 +135,7 @@ class RoundPlan:
         privacy_mode: "local-noise" shows the coordinator each site's noisy sum;
             "secure-aggregation" only the sum over sites (`privacy.secure_aggregation`); "none" adds
             no noise.
+        aggregation: how admitted updates become one.
         site_keys: for secure aggregation, the raw Ed25519 public key of each of `sites`, in hex
             and in that order; empty otherwise.
     """
@@ -134,6 +162,7 @@ class RoundPlan:
     site_keys: tuple[str, ...] = ()
     unit: Literal["subject"] = "subject"
     adjacency: Adjacency = "add_or_remove_one"
+    aggregation: AggregationSpec = AggregationSpec()
     format: str = PLAN_FORMAT
 
     def __post_init__(self) -> None:
@@ -165,6 +194,23 @@ class RoundPlan:
             self._check_secure()
         else:
             _check(self.site_keys == (), "site_keys", "is for secure aggregation only")
+        self._check_aggregation()
+
+    def _check_aggregation(self) -> None:
+        rule, byzantine = self.aggregation.rule, self.aggregation.byzantine
+        _check(rule in get_args(AggregationRule), "aggregation", "is not one that is known")
+        if rule in ("mean", "median"):
+            _check(byzantine == 0, "aggregation", f"{rule} takes no number of hostile sites")
+        else:
+            _check(byzantine >= 1, "aggregation", f"{rule} needs a number of hostile sites")
+        if rule == "mean":
+            return
+        masked = self.privacy_mode == "secure-aggregation"
+        _check(not masked, "aggregation", "must be the mean: secure aggregation shows only a sum")
+        least = self.aggregation.least_updates
+        _check(self.quorum >= least, "quorum", f"must be at least {least} for this aggregation")
+        # What is released is no sum, so no noise but one site's own is certain to be in it.
+        _check(self.honest_sites == 1, "honest_sites", "must be 1 unless updates are summed")
 
     def _check_secure(self) -> None:
         """Thresholds under which no active coordinator gets two sums of one round.
@@ -188,8 +234,11 @@ class RoundPlan:
         return len(self.sites) * self.sampling_rate * self.expected_subjects
 
     def to_json(self) -> bytes:
-        """RFC 8785 canonical JSON."""
-        return rfc8785.dumps(dataclasses.asdict(self))
+        """RFC 8785 canonical JSON; the plain sum is left out, as plans before it were written."""
+        fields = dataclasses.asdict(self)
+        if self.aggregation == AggregationSpec():
+            del fields["aggregation"]
+        return rfc8785.dumps(fields)
 
     @property
     def sha256(self) -> str:
@@ -211,6 +260,7 @@ class RoundPlan:
                 adapter[key] = tuple(adapter[key])
             fields["adapter"] = AdapterSpec(**adapter)
             fields["optimiser"] = OptimiserSpec(**fields["optimiser"])
+            fields["aggregation"] = AggregationSpec(**fields.get("aggregation", {}))
             for key in ("sites", "site_keys"):
                 fields[key] = tuple(fields.get(key, ()))
             return cls(**fields)

@@ -78,7 +78,24 @@ def test_adam_agrees_with_torch(gradients):
     np.testing.assert_allclose(ours, weights.detach().numpy(), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["adam", "sgd"])
+def test_lamb_moves_each_layer_by_its_own_norm(gradients):
+    """You et al. 2020, algorithm 2 without decay; a layer of zeros moves as under Adam."""
+    spec = OptimiserSpec("lamb", 0.01, 0.9, 0.99, 1e-6, "constant")
+    weights = np.array([3.0, -4.0, 0.0, 0.0, 2.0], np.float32)
+    state = OptimiserState.initial(SIZE)
+    moved, after = apply(spec, weights, gradients[0], state, 20, layer_sizes=[2, 2, 1])
+    ratio = gradients[0] / (np.abs(gradients[0]) + 1e-6)  # bias corrected at its first step
+    trust = [5 / np.linalg.norm(ratio[:2])] * 2 + [1.0] * 2 + [2 / np.abs(ratio[4])]
+    np.testing.assert_allclose(moved, weights - 0.01 * np.array(trust) * ratio, atol=1e-6)
+    adam = OptimiserSpec("adam", 0.01, 0.9, 0.99, 1e-6, "constant")
+    np.testing.assert_array_equal(
+        after.second, apply(adam, weights, gradients[0], state, 20)[1].second
+    )
+    whole, _ = apply(spec, weights, gradients[0], state, 20)
+    assert not np.array_equal(whole, moved)
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd", "lamb"])
 def test_a_restored_state_continues_bit_for_bit(gradients, name):
     spec = OptimiserSpec(name, 0.01)
     weights, state = steps(spec, gradients[:7])
