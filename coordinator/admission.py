@@ -33,6 +33,7 @@ HOSTILE_CODES = frozenset(
         "signature-invalid",
         "site-mismatch",
         "payload-mismatch",
+        "size-mismatch",
         "update-replayed",
         "shape-mismatch",
         "update-not-finite",
@@ -127,7 +128,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("plan-mismatch", lambda c, a: c.header.plan_sha256 == a.plan.sha256),
     ("round-mismatch", lambda c, a: c.header.round == a.round),
     ("payload-mismatch", lambda c, _: c.header.payload_sha256 == c.parcel.payload_sha256),
-    ("payload-mismatch", lambda c, _: c.header.size_bytes == len(c.parcel.payload)),
+    ("size-mismatch", lambda c, _: c.header.size_bytes == len(c.parcel.payload)),
     ("shape-mismatch", lambda c, a: len(c.parcel.payload) == a.payload_bytes),
     ("update-replayed", _unseen),
 )

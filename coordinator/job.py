@@ -12,11 +12,11 @@ import dataclasses
 import functools
 import hashlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 from coordinator.admission import HOSTILE_CODES, Admission, admit
-from coordinator.aggregate import Gradient, aggregate, pack, unpack
+from coordinator.aggregate import pack, unpack
 from coordinator.answers import answer_code, held_size
 from coordinator.dispatch import Dispatch, Question, Reply
 from coordinator.errors import AdmissionError
@@ -31,14 +31,13 @@ from coordinator.registry import Registry, SiteRecord
 from coordinator.release import NO_LABELS, Evaluate, Labels, manifest_sha256
 from coordinator.release_desk import ReleaseDesk
 from coordinator.release_records import ReleaseRecords, SiteAnswer
-from coordinator.robust import robust_sum
+from coordinator.robust import combined
 from coordinator.rounds import OK, ClockRead, RoundState, advance, weigh_codes
 from coordinator.secure_records import SecureRecords
 from coordinator.secure_round import UPDATE, SecureRound
 from privacy.errors import LedgerError
 from privacy.parcel import Parcel, ReleaseManifest, RoundOrder, UpdateHeader
 from privacy.peer_heads import PEER_HEAD_CODES, Checkpoint, PeerHeads
-from privacy.plan import RoundPlan
 from privacy.signing import Identity, open_as, seal
 
 POLL_S = 0.05
@@ -309,7 +308,8 @@ class JobLoop:
             gradient_D = secure_D
             facts |= self._secure.facts(record, number)
         else:
-            gradient_D = self._combined(plan, jobs.payloads(self._job, number))
+            home = self._tools.releases_folder.parent
+            gradient_D = combined(plan, jobs.payloads(self._job, number), home)
         checkpoint = jobs.checkpoint(self._job)
         weights_D, optimiser = apply(
             plan.optimiser,
@@ -325,13 +325,6 @@ class JobLoop:
             self._job, number, weights, optimiser.to_bytes(), facts=facts, now_s=now_s
         )
         _log.info("job %s: round %d of %d is done", self._job, number, plan.rounds)
-
-    def _combined(self, plan: RoundPlan, payloads: Iterable[bytes]) -> Gradient:
-        size = plan.adapter.size
-        if plan.aggregation.rule == "mean":
-            return aggregate(payloads, size, plan.divisor)
-        home = self._tools.releases_folder.parent
-        return robust_sum(plan.aggregation, payloads, size, home) / plan.divisor
 
     def _sign_release(self, record: JobRecord, now_s: float) -> None:
         tools = self._tools

@@ -27,12 +27,22 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from coordinator.aggregate import FLOAT32_BYTES, Gradient, unpack
-from privacy.plan import AggregationSpec
+from coordinator.aggregate import FLOAT32_BYTES, Gradient, aggregate, unpack
+from privacy.plan import AggregationSpec, RoundPlan
 
 SLICE_BYTES = 32 * 1024 * 1024  # float64 values of one slice over all sites
 
 Matrix = NDArray[np.float64]
+
+
+def combined(plan: RoundPlan, payloads: Iterable[bytes], folder: Path) -> Gradient:
+    """The round's gradient [D] by the plan's rule over its public divisor n·q·N̄.
+
+    `folder` is for the temporary file of a robust rule; the mean needs none.
+    """
+    if plan.aggregation.rule == "mean":
+        return aggregate(payloads, plan.adapter.size, plan.divisor)
+    return robust_sum(plan.aggregation, payloads, plan.adapter.size, folder) / plan.divisor
 
 
 def robust_sum(

@@ -8,7 +8,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from coordinator.admission import CHECKS, Admission, admit, norm_bound
+from coordinator.admission import CHECKS, OPEN_CHECKS, Admission, admit, norm_bound
 from coordinator.errors import AdmissionError
 from coordinator.planning import make_plan
 from privacy.parcel import Parcel
@@ -107,8 +107,8 @@ def test_payload_mismatch_swapped_payload(site, admission):
     assert code_of(parcel, admission) == "payload-mismatch"
 
 
-def test_payload_mismatch_lying_size(site, admission):
-    assert code_of(site.sealed(JOB, ROUND, GOOD, size_bytes=7), admission) == "payload-mismatch"
+def test_size_mismatch(site, admission):
+    assert code_of(site.sealed(JOB, ROUND, GOOD, size_bytes=7), admission) == "size-mismatch"
 
 
 def test_update_replayed(site, admission):
@@ -171,4 +171,7 @@ def test_every_check_has_a_test_here():
     import pathlib
 
     text = pathlib.Path(__file__).read_text(encoding="utf-8")
-    assert all(f'"{code}"' in text for code, _ in CHECKS)
+    codes = [code for code, _ in (*CHECKS, *OPEN_CHECKS)]
+    assert len(set(codes)) == len(codes)
+    before = ("kind-unexpected", "update-oversized", "signature-invalid")
+    assert all(f'== "{code}"' in text for code in (*codes, *before))

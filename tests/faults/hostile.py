@@ -175,7 +175,7 @@ HOSTILE: dict[str, Hostile] = {
     ),
     "another's key": Hostile(_signed_by_another, "signature-invalid"),
     "another site's name": Hostile(_header(site="north"), "site-mismatch"),
-    "lying size": Hostile(_header(size_bytes=1), "payload-mismatch"),
+    "lying size": Hostile(_header(size_bytes=1), "size-mismatch"),
     "lying hash": Hostile(_header(payload_sha256="0" * 64), "payload-mismatch"),
     "name with ../": Hostile(_header(site="../north"), "site-mismatch"),
     "name with NUL": Hostile(_header(site="north\0"), "site-mismatch"),
