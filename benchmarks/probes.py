@@ -1,12 +1,13 @@
 """What always-on probes cost: the probes of a round ÷ the whole round, in CPU time.
 
-    python -m benchmarks.probes [--json] [--rounds N] [--subjects U] [--nano]
+    python -m benchmarks.probes [--json] [--rounds N] [--subjects U] [--nano] [--alone]
 
 Rounds of a site's own trainer on the pretrained base (with --nano on the built-in one, which is so
 small that the ratio means nothing), with the plan's default recipe: a core adapter of rank 16, an
 expected lot of U·q subjects, one recording of 8 seconds of states and about 20 tokens each. The
 recordings' states are invented; nothing is encoded in either part. Probes and rounds are timed in
-the same process, by the CPU time of its one thread, so that other programs count little.
+the same process, by the CPU time of its one thread, so that other programs count little. With
+--alone each subject has a forward pass of its own (`one_subject_per_step`): compare `round_cpu_s`.
 """
 
 from __future__ import annotations
@@ -131,7 +132,7 @@ class Stopwatch:
         return call
 
 
-def run(base: SpeechBase, subjects: int, rounds: int) -> dict[str, object]:
+def run(base: SpeechBase, subjects: int, rounds: int, *, alone: bool) -> dict[str, object]:
     """All rounds, and the headline: the median share of a round that its probes take."""
     plan, basis = plan_for(base, subjects)
     watch, whole = Stopwatch(), Stopwatch()
@@ -139,7 +140,14 @@ def run(base: SpeechBase, subjects: int, rounds: int) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder:
         store = SiteStore(open_engine(f"sqlite:///{Path(folder) / 'bench.db'}"))
         store.add(recordings(subjects))
-        trainer = SpeechTrainer(base, store, InventedFeatures(base), SystemRandomSource(), 16)
+        trainer = SpeechTrainer(
+            base,
+            store,
+            InventedFeatures(base),
+            SystemRandomSource(),
+            16,
+            one_subject_per_step=alone,
+        )
         train = whole.timed(trainer.train)
         trainer_module.probe = watch.timed(honest)
         try:
@@ -173,6 +181,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds")
     parser.add_argument("--subjects", type=int, default=300, help="subjects of the site")
+    parser.add_argument("--alone", action="store_true", help="one subject a forward pass")
     parser.add_argument("--nano", action="store_true", help="the built-in base")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -180,7 +189,7 @@ def main() -> None:
         base = nano_base()
     else:
         base = make_base(load_whisper(resolve_checkpoint(None)), MixtureConfig())
-    result = run(base, arguments.subjects, arguments.rounds)
+    result = run(base, arguments.subjects, arguments.rounds, alone=arguments.alone)
     if arguments.json:
         print(json.dumps(result))
         return

@@ -96,7 +96,12 @@ def open_parts(home: SiteHome, source: RandomSource | None = None) -> SiteParts:
 def speech_trainer(parts: SiteParts) -> Trainer:
     """The trainer of real rounds."""
     return SpeechTrainer(
-        parts.base, parts.store, parts.features, parts.source, parts.settings.rows_per_step
+        parts.base,
+        parts.store,
+        parts.features,
+        parts.source,
+        parts.settings.rows_per_step,
+        one_subject_per_step=parts.settings.one_subject_per_step,
     )
 
 

@@ -129,6 +129,8 @@ class SiteSettings:
         base_sha256: hash that the base must have; empty accepts the folder as it is prepared.
         coordinator_url: https://host:port; empty until the site has joined.
         rows_per_step: recordings in one forward pass; bounds memory, changes nothing else.
+        one_subject_per_step: no forward pass holds recordings of two subjects, so that they share
+            no rounding; slower.
         poll_s: seconds between two questions to the coordinator.
         threads: CPU threads of training; 0 leaves torch's default.
         database_url: SQLite or PostgreSQL URL; empty for auricle.db in the home.
@@ -139,6 +141,7 @@ class SiteSettings:
     base_sha256: str = ""
     coordinator_url: str = ""
     rows_per_step: int = 16
+    one_subject_per_step: bool = False
     poll_s: float = 0.25
     threads: int = 0
     database_url: str = ""

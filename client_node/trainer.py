@@ -88,13 +88,20 @@ class SpeechTrainer:
         features: FeatureStore,
         source: RandomSource,
         rows_per_step: int,
+        *,
+        one_subject_per_step: bool = False,
     ) -> None:
-        """`rows_per_step` recordings go through the decoder together: memory, not mathematics."""
+        """`rows_per_step` recordings go through the decoder together: memory, not mathematics.
+
+        With `one_subject_per_step` they are of one subject, whose gradient is then the same to the
+        last bit whoever else is in the lot; by default they share the rounding of float32.
+        """
         self._base = base
         self._store = store
         self._features = features
         self._source = source
         self._rows_per_step = rows_per_step
+        self._one_subject_per_step = one_subject_per_step
         self._marks = StoredMarks(store.engine)
         self._attached: _Attached | None = None
 
@@ -261,6 +268,7 @@ class SpeechTrainer:
                 end < len(rows)
                 and end - start < rows_per_step
                 and len(rows[end].states_SD) == length
+                and (not self._one_subject_per_step or rows[end].subject == rows[start].subject)
             ):
                 end += 1
             batch = rows[start:end]

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from client_node import trainer as trainer_module
 from client_node.errors import RefusalError
 from client_node.trainer import SpeechTrainer
-from client_node.weights import MAX_WEIGHT, require_trainable
+from client_node.weights import MAX_WEIGHT, ROUNDING_MARGIN, require_trainable
 from model_core.base import SpeechBase
 from model_core.basis import basis_from_bytes, basis_to_bytes
 from tests.client_node.harness import Coordinator, Site, make_plan
@@ -67,6 +68,40 @@ def test_no_weights_let_a_subject_move_the_sum_beyond_the_clipping_norm(
         float((whole - total([i for i in everybody if i != absent])).norm()) for absent in everybody
     ]
     assert 0 < max(moved) <= plan.clipping_norm
+
+
+@pytest.mark.parametrize("one_subject_per_step", [False, True])
+def test_with_one_subject_a_step_nobody_moves_anybody_elses_gradient(
+    site: Site,
+    nano: SpeechBase,
+    monkeypatch: pytest.MonkeyPatch,
+    one_subject_per_step: bool,
+) -> None:
+    """The sum of all is that of each alone: to the margin, or to the rounding of float64."""
+    for number, text in enumerate(TEXTS[:4]):
+        site.record(f"s{number}", text)
+        site.record(f"s{number}", f"{text} again")
+    parts = site.parts()
+    plan, basis = make_plan(nano, privacy_mode="none", noise_multiplier=0.0, sampling_rate=1.0)
+    values = np.random.default_rng(7).standard_normal(plan.adapter.size)
+    sums = []
+    monkeypatch.setattr(trainer_module, "privatise", lambda sum_D, *_: sums.append(sum_D) or sum_D)
+
+    def total(cohort: list[int]) -> Tensor:
+        trainer = SpeechTrainer(
+            parts.base,
+            parts.store,
+            parts.features,
+            Chosen(cohort),
+            3,
+            one_subject_per_step=one_subject_per_step,
+        )
+        trainer.train(plan, basis, 1, values.astype("<f4").tobytes())
+        return sums.pop()
+
+    apart = total([0, 1, 2, 3]) - sum(total([index]) for index in range(4))
+    shared = 1e-12 if one_subject_per_step else ROUNDING_MARGIN
+    assert float(apart.norm()) <= shared * plan.clipping_norm
 
 
 @pytest.mark.parametrize("value", [1e4, -1e18, float("inf"), float("nan"), 4.001])
