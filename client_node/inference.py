@@ -79,6 +79,9 @@ class SiteTranscriber:
         Raises ReleaseError, SignatureError or WeightsError when what should serve does not verify
         (nothing unverified is ever used instead).
         """
+        loaded, release = self._loaded, self._store.active_id
+        if loaded is not None and loaded[0] == release:
+            return loaded  # nobody waits for a lock but while a model is loaded
         with self._lock:
             release = self._store.active_id
             if self._loaded is None or self._loaded[0] != release:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from types import MappingProxyType
 from typing import Literal, get_args
 
 CoordinatorKind = Literal[
@@ -45,6 +46,9 @@ SiteKind = Literal[
     "unmasked",
 ]
 ParcelKind = CoordinatorKind | SiteKind
+LATER = MappingProxyType({"omit_default": True})
+"""Metadata of a field that a statement's first version had not: its default is never written, so
+that statements of that version still open (`privacy.signing.seal`)."""
 COORDINATOR_KINDS: frozenset[CoordinatorKind] = frozenset(get_args(CoordinatorKind))
 SITE_KINDS: frozenset[SiteKind] = frozenset(get_args(SiteKind))
 
@@ -174,10 +178,10 @@ class ReleaseManifest:
     epsilon_loc: float
     epsilon_sec: float
     delta: float
-    parent_sha256: str | None = None
-    evaluation: ReleaseEvaluation | None = None
-    license: str = "unknown"
-    base_model: str = ""
+    parent_sha256: str | None = dataclasses.field(default=None, metadata=LATER)
+    evaluation: ReleaseEvaluation | None = dataclasses.field(default=None, metadata=LATER)
+    license: str = dataclasses.field(default="unknown", metadata=LATER)
+    base_model: str = dataclasses.field(default="", metadata=LATER)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -193,7 +193,8 @@ def seal(statement: DataclassInstance, identity: Identity) -> bytes:
     """Envelope of a frozen dataclass such as RoundPlan, RoundOrder, UpdateHeader or Answer.
 
     Raises rfc8785.CanonicalizationError for a number that JSON cannot carry exactly (NaN, or an
-    integer beyond 2**53); a top-level float may be +∞.
+    integer beyond 2**53); a top-level float may be +∞. A field with "omit_default" in its metadata
+    is left out at its default: so a statement may gain fields, and has one encoding still.
     """
     return seal_statement(_canonical(statement), payload_type_of(type(statement)), identity)
 
@@ -234,6 +235,9 @@ def _adapter(cls: type[Statement]) -> TypeAdapter[Statement]:
 
 def _canonical(statement: DataclassInstance) -> bytes:
     fields = dataclasses.asdict(statement)
+    for field in dataclasses.fields(statement):
+        if field.metadata.get("omit_default") and fields[field.name] == field.default:
+            del fields[field.name]
     return rfc8785.dumps(
         {name: _INFINITY if value == math.inf else value for name, value in fields.items()}
     )

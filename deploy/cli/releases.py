@@ -59,7 +59,7 @@ def show(
         return
     manifest = view["manifest"]
     facts = [(name, str(value)) for name, value in manifest.items() if name != "evaluation"]
-    measured = (manifest["evaluation"] or {"measured": []})["measured"]
+    measured = (manifest.get("evaluation") or {"measured": []})["measured"]
     figures = [(one["metric"], f"{one['base']:.4f}", f"{one['release']:.4f}") for one in measured]
     life = [(_time(at_s), state, code or "-") for state, at_s, code in view["history"]]
     said = [(_time(one["at_s"]), one["site"], one["kind"], one["code"]) for one in view["answers"]]

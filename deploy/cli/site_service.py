@@ -52,6 +52,10 @@ def serve(
     grpc_client_ca: Annotated[
         Path | None, typer.Option(help="Who signs clients' certificates: mutual TLS.")
     ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="Port on loopback for Prometheus; without it, none."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Serve dictation, streaming and the OpenAI audio API until Ctrl-C, in this building only."""
@@ -65,6 +69,7 @@ def serve(
     from client_node.http.server import server_config
     from client_node.recogniser import Recogniser
     from client_node.serving import open_transcriber
+    from client_node.serving_metrics import LOOPBACK, MeteredTranscribing, ServingMetrics
     from client_node.status import collect_status
     from deploy.doctor import check_port
 
@@ -79,14 +84,16 @@ def serve(
     rpc = None
     if grpc_port is not None:
         rpc = RpcSettings(host, grpc_port, grpc_certificate, grpc_key, grpc_client_ca)
-    free = check_port(port, host)
-    if not free.ok:
-        raise CommandError(free.problem, remedy=free.remedy, code="port-in-use")
+    wanted = [(port, host), *([] if metrics_port is None else [(metrics_port, LOOPBACK)])]
+    for free in (check_port(*one) for one in wanted):
+        if not free.ok:
+            raise CommandError(free.problem, remedy=free.remedy, code="port-in-use")
     serving = open_transcriber(opened, precision="int8" if int8 else "float32")
     recogniser = Recogniser(serving, RecordingDecoder(), Batcher())
     recogniser.warm_up()
+    metrics = ServingMetrics()
     made = make_app(
-        recogniser,
+        MeteredTranscribing(recogniser, metrics),
         lambda: collect_status(opened),
         (*LOCAL_HOSTS, host),
         routers=dictation_routers(opened, serving, access, rpc),
@@ -95,10 +102,14 @@ def serve(
         limits=ServiceLimits(max_upload_mb * MEBIBYTE, max_recordings),
     )
     url = f"http://{host}:{port}"
-    emit({"url": url}, f"Page and API on {url}; Ctrl-C stops.", as_json=as_json)
-    # uvicorn raises the signal that stopped it again, and a supervisor's SIGTERM is no failure.
-    signal.signal(signal.SIGTERM, lambda _number, _frame: None)
-    with contextlib.closing(recogniser), contextlib.suppress(KeyboardInterrupt):
+    with contextlib.ExitStack() as stack:
+        if metrics_port is not None:
+            stack.callback(metrics.serve(metrics_port))
+        emit({"url": url}, f"Page and API on {url}; Ctrl-C stops.", as_json=as_json)
+        # uvicorn raises the signal that stopped it again; a supervisor's SIGTERM is no failure.
+        signal.signal(signal.SIGTERM, lambda _number, _frame: None)
+        stack.enter_context(contextlib.suppress(KeyboardInterrupt))
+        stack.enter_context(contextlib.closing(recogniser))
         uvicorn.Server(server_config(made, host, port)).run()
 
 

@@ -9,7 +9,6 @@ import json
 from pathlib import Path
 
 import pytest
-import rfc8785
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,7 +22,7 @@ from client_node.model_store import (
 from client_node.release_state import Withdrawn
 from privacy.errors import SignatureError
 from privacy.parcel import ReleaseManifest
-from privacy.signing import Identity, seal
+from privacy.signing import Identity, open_statement, payload_type_of, seal
 
 BASE = "ba" * 32
 COORDINATOR = Identity.generate()
@@ -224,7 +223,9 @@ def test_a_release_that_replaces_another_parent_than_the_one_held_is_refused(
 ) -> None:
     parent = manifest("r1", b"one")
     store.stage(seal(parent, COORDINATOR), b"one")
-    digest = hashlib.sha256(rfc8785.dumps(dataclasses.asdict(parent))).hexdigest()
+    kind, trusted = payload_type_of(ReleaseManifest), [COORDINATOR.public]
+    signed = open_statement(seal(parent, COORDINATOR), kind, trusted)
+    digest = hashlib.sha256(signed).hexdigest()
     stage(store, "r2", b"two", parent="r1", parent_sha256=digest)
     stage(store, "r3", b"three", parent="not-held", parent_sha256="00" * 32)
     with pytest.raises(ReleaseError) as caught:

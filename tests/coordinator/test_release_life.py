@@ -154,6 +154,9 @@ def test_a_site_enrolled_later_is_offered_the_current_release(federation, link, 
     federation.operations.enrol(late.enrolment(token_of(invite, federation.identity.public)))
     federation.sites["york"] = late
     deliver(federation, link)
+    assert late.released == []  # nobody has approved it yet
+    federation.operations.approve("york")
+    deliver(federation, link)
     assert [one.release for one in late.released] == [release]
 
 

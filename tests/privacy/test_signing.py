@@ -192,6 +192,38 @@ def test_a_signed_plan_is_checked_too(change: dict[str, Any]) -> None:
     assert caught.value.code == "plan-invalid"
 
 
+def test_a_manifest_of_before_its_later_fields_still_opens_and_has_one_encoding() -> None:
+    first = {
+        "release": "r1",
+        "job": "0a",
+        "rounds": 3,
+        "base_sha256": "b" * 64,
+        "plan_sha256": "c" * 64,
+        "adapter_sha256": "d" * 64,
+        "parent": None,
+        "tree_head": "e" * 64,
+        "tree_size": 9,
+        "issued_at": "2026-01-01T00:00:00+00:00",
+        "epsilon_loc": 4.0,
+        "epsilon_sec": 2.0,
+        "delta": 1e-6,
+    }
+
+    def opened(fields: dict[str, Any]) -> ReleaseManifest:
+        return open_as(ReleaseManifest, sealed_fields(ReleaseManifest, fields), [OWN.public])
+
+    manifest = opened(first)
+    assert (manifest.license, manifest.parent_sha256, manifest.evaluation) == (
+        "unknown",
+        None,
+        None,
+    )
+    assert opened(first | {"license": "mit"}).license == "mit"
+    for field, default in (("license", "unknown"), ("parent_sha256", None), ("evaluation", None)):
+        with pytest.raises(SignatureError):
+            opened(first | {field: default})
+
+
 def test_nan_is_never_sealed() -> None:
     with pytest.raises(rfc8785.CanonicalizationError):
         seal(dataclasses.replace(STATEMENTS[-1], epsilon_sec=math.nan), OWN)
