@@ -60,13 +60,13 @@ def serve(
 ) -> None:
     """Serve dictation, streaming and the OpenAI audio API until Ctrl-C, in this building only."""
     import uvicorn
-    from client_node.live.rpc.server import RpcSettings
 
     from client_node.api import LOCAL_HOSTS, ServiceLimits, make_app
     from client_node.batcher import Batcher
     from client_node.decoding.decoder import RecordingDecoder
     from client_node.dictation.assembly import dictation_routers
     from client_node.http.server import server_config
+    from client_node.live.rpc.server import RpcSettings
     from client_node.recogniser import Recogniser
     from client_node.serving import open_transcriber
     from client_node.serving_metrics import LOOPBACK, MeteredTranscribing, ServingMetrics
