@@ -98,6 +98,22 @@ def join(home: SiteHome, invite_path: Path, now: datetime) -> Joined:
     return Joined(invite, approved)
 
 
+def post_json(
+    url: str, ca_pem: str, path: str, body: dict[str, str]
+) -> tuple[bool, dict[str, object]]:
+    """POST to the coordinator over TLS that trusts `ca_pem` alone: whether it agreed, and fields.
+
+    An answer that is no JSON object is an empty one. Raises LinkError as `check_coordinator` does.
+    """
+    with _client(url, ca_pem) as client:
+        response = _ask(client, url, "POST", path, body)
+    try:
+        answer = response.json()
+    except ValueError:
+        answer = None
+    return response.is_success, answer if isinstance(answer, dict) else {}
+
+
 def _client(url: str, ca_pem: str) -> httpx.Client:
     # Not the system's authorities: only the invite's CA may vouch for a coordinator.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -52,6 +52,11 @@ class SiteHome:
         return self.keys / "site.pem"
 
     @property
+    def next_site_key(self) -> Path:
+        """The key that is to replace `site_key`, while that is under way."""
+        return self.keys / "site.next.pem"
+
+    @property
     def node_key(self) -> Path:
         """P-384 private key, OpenSSH format, that authenticates the SuperNode."""
         return self.keys / "node_key"

@@ -55,6 +55,7 @@ class Admission:
         site: the site whose authenticated connection delivered the parcel.
         identity: that site's enrolled signing key.
         seen: whether a payload of this SHA-256 was ever admitted in this job.
+        retired: keys that the site has replaced.
     """
 
     plan: RoundPlan
@@ -62,6 +63,7 @@ class Admission:
     site: str
     identity: PublicIdentity
     seen: Callable[[str], bool]
+    retired: tuple[PublicIdentity, ...] = ()
 
     @property
     def masked(self) -> bool:
@@ -148,11 +150,20 @@ def admit(parcel: Parcel, admission: Admission) -> UpdateHeader:
     try:
         header = open_as(UpdateHeader, parcel.statement, (admission.identity,))
     except AuricleError as error:
-        raise _refusal("signature-invalid") from error
+        raise _refusal(_signature_code(parcel, admission)) from error
     candidate = _Candidate(parcel, header)
     for code, passes in CHECKS if admission.masked else (*CHECKS, *OPEN_CHECKS):
         _require(passes(candidate, admission), code)
     return header
+
+
+def _signature_code(parcel: Parcel, admission: Admission) -> str:
+    """What is wrong with a signature; an honest site may send again what it signed before."""
+    try:
+        open_as(UpdateHeader, parcel.statement, admission.retired)
+    except AuricleError:
+        return "signature-invalid"
+    return "key-retired"
 
 
 def _require(holds: bool, code: str) -> None:

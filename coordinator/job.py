@@ -207,6 +207,7 @@ class JobLoop:
             site=site.name,
             identity=site.identity,
             seen=lambda digest: jobs.payload_seen(self._job, digest),
+            retired=self._tools.registry.retired(site.name),
         )
         try:
             header = admit(parcel, admission)

@@ -18,8 +18,9 @@ from coordinator.planning import make_plan
 from coordinator.registry import Endpoint, Enrolment, SiteRecord
 from coordinator.release_desk import ReleaseDesk
 from coordinator.request import JobRequest
+from coordinator.rotation import Rotation
 from coordinator.status import JobStatus, job_status
-from privacy.signing import seal
+from privacy.signing import PublicIdentity, seal
 
 JOB_ID_BYTES = 8
 
@@ -66,6 +67,15 @@ class Operations:
         record = self.tools.registry.enrol(enrolment)
         self._after_change()
         return record
+
+    def rotate(self, rotation: Rotation) -> PublicIdentity:
+        """Replace a site's signing key by one that its present key vouches for.
+
+        Raises EnrolmentError.
+        """
+        successor = self.tools.registry.rotate(rotation)
+        self.tools.journal.flush()
+        return successor
 
     def approve(self, site: str) -> SiteRecord:
         """Let in a site that has enrolled. Raises CoordinatorError."""

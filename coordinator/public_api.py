@@ -1,4 +1,4 @@
-"""What the public listener serves of our own: enrolment, and nothing else."""
+"""What the public listener serves of our own: enrolment, key rotation, and nothing else."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from coordinator.errors import EnrolmentError
 from coordinator.registry import Enrolment, SiteRecord
+from coordinator.rotation import Rotation
+from privacy.signing import PublicIdentity
 
 ENROL_PATH = "/v1/auricle/enrol"
+ROTATE_PATH = "/v1/auricle/rotate"
 ENROL_LIMIT_BYTES = 64 * 1024
 
 
@@ -39,10 +42,23 @@ class EnrolReply(BaseModel):
     approved: bool
 
 
+class RotateRequest(BaseModel):
+    """A site's new key; `statement` and `proof` are DSSE envelopes as JSON text."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    site: Annotated[str, Field(max_length=63)]
+    public_pem: Annotated[str, Field(max_length=1024)]
+    statement: Annotated[str, Field(max_length=16 * 1024)]
+    proof: Annotated[str, Field(max_length=16 * 1024)]
+
+
 def create_public_app(
-    enrol: Callable[[Enrolment], SiteRecord], coordinator_public_pem: str
+    enrol: Callable[[Enrolment], SiteRecord],
+    rotate: Callable[[Rotation], PublicIdentity],
+    coordinator_public_pem: str,
 ) -> FastAPI:
-    """The enrolment app; `enrol` raises EnrolmentError to refuse."""
+    """The app of what sites ask before they are let in; both raise EnrolmentError to refuse."""
     app = FastAPI(title="Auricle enrolment", docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.exception_handler(EnrolmentError)
@@ -66,5 +82,11 @@ def create_public_app(
             )
         )
         return EnrolReply(coordinator_public_pem=coordinator_public_pem, approved=record.approved)
+
+    @app.post(ROTATE_PATH)
+    def post_rotation(request: Annotated[RotateRequest, Body()]) -> dict[str, str]:
+        statement, proof = request.statement.encode(), request.proof.encode()
+        rotation = Rotation(request.site, request.public_pem, statement, proof)
+        return {"key_id": rotate(rotation).key_id}
 
     return app

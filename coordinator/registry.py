@@ -28,7 +28,8 @@ from sqlalchemy.orm import Session
 
 from coordinator.errors import CoordinatorError, EnrolmentError
 from coordinator.journal import note
-from coordinator.store import InviteRow, SiteRow
+from coordinator.rotation import Rotation, retired_keys, rotate
+from coordinator.store import InviteRow, RetiredKeyRow, SiteRow
 from privacy.errors import AuricleError
 from privacy.signing import Identity, PublicIdentity, open_statement, seal_statement
 from privacy.store import reading, writing
@@ -197,6 +198,14 @@ class Registry:
             note(session, "site.restored", {"site": name, "key_id": row.key_id})
             return _record(row)
 
+    def rotate(self, rotation: Rotation) -> PublicIdentity:
+        """Replace a site's signing key; as `coordinator.rotation.rotate`."""
+        return rotate(self._engine, rotation, self._clock)
+
+    def retired(self, name: str) -> tuple[PublicIdentity, ...]:
+        """Keys that the site `name` has replaced."""
+        return retired_keys(self._engine, name)
+
     def sites(self) -> list[SiteRecord]:
         """All sites ever enrolled, in order of name, then of enrolment."""
         query = select(SiteRow).order_by(SiteRow.name, SiteRow.enrolled_at)
@@ -284,9 +293,14 @@ def _check_free(session: Session, name: str, identity: PublicIdentity, node_publ
     named = select(SiteRow).where(SiteRow.name == name, SiteRow.revoked_at.is_(None))
     _require(session.scalar(named) is None, "site-exists", "a site of this name is enrolled")
     keyed = select(SiteRow).where(
-        or_(SiteRow.key_id == identity.key_id, SiteRow.node_public == node_public)
+        or_(
+            SiteRow.key_id == identity.key_id,
+            SiteRow.ledger_key_id == identity.key_id,
+            SiteRow.node_public == node_public,
+        )
     )
-    _require(session.scalar(keyed) is None, "key-in-use", "one of the keys was enrolled before")
+    unused = session.scalar(keyed) is None and session.get(RetiredKeyRow, identity.key_id) is None
+    _require(unused, "key-in-use", "one of the keys was enrolled before")
 
 
 def _require(holds: bool, code: str, problem: str) -> None:

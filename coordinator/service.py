@@ -23,16 +23,22 @@ from coordinator.lease import Lease
 from coordinator.listeners import Listener, Mount, OnlyPaths
 from coordinator.model_artifacts import ArtifactSource, SpeechArtifacts
 from coordinator.operations import Operations
-from coordinator.public_api import ENROL_LIMIT_BYTES, ENROL_PATH, create_public_app
+from coordinator.public_api import (
+    ENROL_LIMIT_BYTES,
+    ENROL_PATH,
+    ROTATE_PATH,
+    create_public_app,
+)
 from coordinator.registry import Enrolment, Registry, SiteRecord
 from coordinator.release import Evaluate, Labels
 from coordinator.release_delivery import ReleaseDelivery
 from coordinator.release_records import ReleaseRecords
+from coordinator.rotation import Rotation
 from coordinator.secure_records import SecureRecords
 from coordinator.store import create_schema
 from privacy.errors import AuricleError, LedgerError, StoreError
 from privacy.ledger import Ledger
-from privacy.signing import Identity
+from privacy.signing import Identity, PublicIdentity
 from privacy.store import open_engine
 
 LOOPBACK = "127.0.0.1"
@@ -104,12 +110,14 @@ class Coordinator:
         self._stopped = threading.Event()
         self._wake = threading.Event()
         self._failure: BaseException | None = None
+        enrolment = self._enrolment_app(identity)
         self._public = Listener(
             OnlyPaths(
                 [
                     Mount("/v1/fleet/", self._link.gate, settings.max_request_bytes),
                     Mount("/health", superlink, 0),
-                    Mount(ENROL_PATH, self._enrolment_app(identity), ENROL_LIMIT_BYTES),
+                    Mount(ENROL_PATH, enrolment, ENROL_LIMIT_BYTES),
+                    Mount(ROTATE_PATH, enrolment, ENROL_LIMIT_BYTES),
                 ],
                 lifespan=superlink,
             ),
@@ -178,10 +186,14 @@ class Coordinator:
         self._link.release()
 
     def _enrolment_app(self, identity: Identity) -> FastAPI:
+        # `operations` is made after the listener, whose port it tells.
         def enrol(enrolment: Enrolment) -> SiteRecord:
-            return self.operations.enrol(enrolment)  # made after the listener, whose port it tells
+            return self.operations.enrol(enrolment)
 
-        return create_public_app(enrol, identity.public.public_pem)
+        def rotate(rotation: Rotation) -> PublicIdentity:
+            return self.operations.rotate(rotation)
+
+        return create_public_app(enrol, rotate, identity.public.public_pem)
 
     def _work(self) -> None:
         try:

@@ -22,8 +22,9 @@ from sqlalchemy.orm import Session
 
 from privacy import ledger_tables as tables
 from privacy.durable_file import replacing
-from privacy.errors import LedgerError
+from privacy.errors import LedgerError, SignatureError
 from privacy.ledger_entry import (
+    KEY_ROTATED,
     Chain,
     Entry,
     EntryError,
@@ -63,7 +64,7 @@ class Ledger:
 
     Args:
         engine: from `privacy.store.open_engine`.
-        identity: the key of this log's owner; another key than the log's is refused.
+        identity: the key of this log's owner; another than signs the log now is refused.
         log_id: name of the log, unique among those who compare tree heads, e.g. "site/north".
         clock: gives the time with its zone.
 
@@ -81,8 +82,11 @@ class Ledger:
         self._failure: LedgerError | None = None
         PRIVACY.open(engine)
         with self._lock, writing(engine) as session:
-            if tables.find_log(session, log_id) is None:
+            row = tables.find_log(session, log_id)
+            if row is None:
                 self._begin_log(session)
+            else:
+                self._chain = Chain(log_id, self._beginner(row))
             self._catch_up(session)
 
     @property
@@ -92,8 +96,13 @@ class Ledger:
 
     @property
     def public(self) -> PublicIdentity:
-        """The key that signs the log."""
+        """The key that signs the log now."""
         return self._chain.key
+
+    def key_of(self, index: int) -> PublicIdentity:
+        """The key that signed entry `index`."""
+        with self._verified():
+            return self._chain.key_of(index)
 
     @property
     def size(self) -> int:
@@ -108,6 +117,8 @@ class Ledger:
         and then nothing was recorded. Call it outside any other write transaction on the same
         database: it waits for that to end.
         """
+        if kind == KEY_ROTATED:
+            raise LedgerError("a log is handed on by `rotate` alone", remedy="call that")
         wanted = _Append(kind, fields)
         self._waiting.append(wanted)
         with self._lock:
@@ -117,6 +128,23 @@ class Ledger:
         if isinstance(wanted.outcome, Exception):
             raise wanted.outcome
         return wanted.outcome
+
+    def rotate(self, successor: Identity, fields: Mapping[str, Any]) -> Entry:
+        """Hand the log on: the last entry of this key names `successor`, which signs from then on.
+
+        `fields` stand in that entry beside the key. Raises LedgerError, and nothing has changed.
+        """
+        pem = successor.public.public_pem
+        with self._lock, self._chain.tentatively(), writing(self._engine) as session:
+            self._catch_up(session)
+            at = timestamp(self._clock())
+            handed = {**fields, "public_pem": pem}
+            entry = self._chain.draft(KEY_ROTATED, handed, at, self._identity)
+            self._chain.extend(entry)
+            head = SignedTreeHead.sign(self._chain.head, at, successor)
+            tables.add_entries(session, self.log_id, entry.index, [entry.sealed], head.sealed)
+        self._identity, self._head_seen = successor, head.sealed
+        return entry
 
     def _write_waiting(self) -> None:
         batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), _MAX_BATCH))]
@@ -198,7 +226,7 @@ class Ledger:
         """
         with self._verified() as session, replacing(path) as file:
             head = self._current_head(session)
-            file.write(export_header(self.log_id, self._chain.key) + b"\n")
+            file.write(export_header(self.log_id, self._chain.first_key) + b"\n")
             for entry in self._read(session, 0, head.size):
                 file.write(entry.sealed + b"\n")
             file.write(head.sealed + b"\n")
@@ -238,16 +266,14 @@ class Ledger:
             raise
 
     def _verify_growth(self, session: Session, row: tables.Log) -> None:
-        if row.public_pem != self._chain.key.public_pem:
-            raise LedgerError(
-                f"the log {self.log_id} was begun with another key",
-                remedy="start the service with the key that began this log",
-                code="ledger-key",
-            )
-        head = SignedTreeHead.from_sealed(row.head, self._chain.key)
+        if row.public_pem != self._chain.first_key.public_pem:
+            raise self._foreign()
         grown = tables.sealed_entries(session, self.log_id, self._chain.tree.size)
         for sealed, signed in with_signatures(grown, self._chain.key):
             self._chain.open_next(sealed, signed=signed)
+        if self._chain.key != self._identity.public:
+            raise self._foreign()
+        head = SignedTreeHead.from_sealed(row.head, self._chain.key)
         if self._chain.head != TreeHead(head.log_id, head.size, head.root):
             raise _tampered(
                 f"the signed head of {self.log_id} covers {head.size} entries; "
@@ -255,11 +281,24 @@ class Ledger:
             )
         self._head_seen = row.head
 
+    def _beginner(self, row: tables.Log) -> PublicIdentity:
+        try:
+            return PublicIdentity.from_pem(row.public_pem)
+        except SignatureError as error:
+            raise self._foreign() from error
+
+    def _foreign(self) -> LedgerError:
+        return LedgerError(
+            f"the log {self.log_id} is signed by another key",
+            remedy="start the service with the key that signs this log now",
+            code="ledger-key",
+        )
+
     def _read(self, session: Session, start: int, end: int | None) -> Iterator[Entry]:
         for index, sealed in enumerate(
             tables.sealed_entries(session, self.log_id, start, end), start
         ):
-            entry = open_entry(sealed, self._chain.key)
+            entry = open_entry(sealed, self._chain.key_of(index))
             if index >= self._chain.tree.size or (
                 leaf_hash(entry.payload) != self._chain.tree.leaf(index)
             ):

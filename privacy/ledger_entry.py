@@ -21,7 +21,7 @@ from typing import Any, Self
 import rfc8785
 
 from privacy.envelope import read_envelope, signed_bytes
-from privacy.errors import LedgerError
+from privacy.errors import LedgerError, SignatureError
 from privacy.merkle import MerkleTree
 from privacy.signing import Identity, PublicIdentity, seal_statement
 
@@ -33,6 +33,7 @@ HEAD_TYPE = "application/vnd.auricle.ledger-head+json"
 MAX_ENTRY_BYTES = 64 * 1024  # of canonical JSON; an event names things by hash, it holds none
 MAX_SEALED_BYTES = 2 * MAX_ENTRY_BYTES  # base64 and a signature fit well inside
 NO_PREVIOUS = "0" * 64
+KEY_ROTATED = "key.rotated"  # its field `public_pem` is the key that signs from the next entry on
 
 _KIND = re.compile(r"[a-z][a-z0-9-]*(\.[a-z][a-z0-9-]*)*")
 _SHA256_HEX = re.compile(r"[0-9a-f]{64}")
@@ -123,9 +124,23 @@ class Chain:
 
     def __init__(self, log_id: str, key: PublicIdentity) -> None:
         self.log_id = log_id
-        self.key = key
+        self._keys = [(0, key)]  # first entry that each signs, and the key
         self.tree = MerkleTree()
         self._previous_sha256 = NO_PREVIOUS
+
+    @property
+    def first_key(self) -> PublicIdentity:
+        """The key that began the log."""
+        return self._keys[0][1]
+
+    @property
+    def key(self) -> PublicIdentity:
+        """The key that signs the next entry, and the head."""
+        return self._keys[-1][1]
+
+    def key_of(self, index: int) -> PublicIdentity:
+        """The key that signed entry `index`."""
+        return next(key for start, key in reversed(self._keys) if start <= index)
 
     @property
     def head(self) -> TreeHead:
@@ -154,10 +169,11 @@ class Chain:
     @contextmanager
     def tentatively(self) -> Iterator[None]:
         """What the block adds is taken off again when it raises."""
-        size, previous = self.tree.size, self._previous_sha256
+        size, previous, keys = self.tree.size, self._previous_sha256, len(self._keys)
         try:
             yield
         except BaseException:
+            del self._keys[keys:]
             self.tree.truncate(size)
             self._previous_sha256 = previous
             raise
@@ -169,6 +185,8 @@ class Chain:
                 f"entry {entry.index} does not follow entry {self.tree.size - 1} of {self.log_id}",
                 index=self.tree.size,
             )
+        if entry.kind == KEY_ROTATED:
+            self._keys.append((entry.index + 1, _successor(entry)))
         self.tree.append(entry.payload)
         self._previous_sha256 = entry.sha256
 
@@ -188,6 +206,15 @@ class Chain:
             raise EntryError(f"entry {index} belongs to another log, {entry.log_id}", index=index)
         self.extend(entry)
         return entry
+
+
+def _successor(entry: Entry) -> PublicIdentity:
+    try:
+        return PublicIdentity.from_pem(entry.fields["public_pem"])
+    except (SignatureError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise EntryError(
+            f"entry {entry.index} of {entry.log_id} hands the log to no key", index=entry.index
+        ) from error
 
 
 def open_entry(sealed: bytes, key: PublicIdentity, *, signed: bool = False) -> Entry:

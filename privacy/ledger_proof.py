@@ -56,7 +56,10 @@ def prove_entry(ledger: Ledger, index: int) -> bytes:
     head = ledger.tree_head()
     hashes = ledger.inclusion_proof(index, head.size)
     (entry,) = ledger.entries(index, index + 1)
-    return _write(ledger, head, hashes, {"entry": entry.sealed.decode("ascii")})
+    what = {"entry": entry.sealed.decode("ascii")}
+    if (key := ledger.key_of(index)) != ledger.public:
+        what["entry_public_pem"] = key.public_pem  # the log has been handed on since
+    return _write(ledger, head, hashes, what)
 
 
 def prove_growth(ledger: Ledger, old_size: int) -> bytes:
@@ -94,7 +97,10 @@ def check_proof(
             at=head.at,
         )
         if "entry" in fields:
-            entry = _included(fields["entry"], key, head, hashes)
+            # Under a head of a trusted key an entry is its log's, whichever key it names.
+            earlier = fields.get("entry_public_pem")
+            signer = key if earlier is None else PublicIdentity.from_pem(earlier)
+            entry = _included(fields["entry"], signer, head, hashes)
             return dataclasses.replace(report, entry=entry)
         _require_growth(fields, head, hashes, old_root)
         return dataclasses.replace(report, old_size=fields["old_size"], old_root=fields["old_root"])

@@ -47,7 +47,7 @@ class Report:
 
     Attributes:
         log_id: the log's name, None where not even the header can be read.
-        key_id: the key that signed it.
+        key_id: the key that signed it; where the log was handed on, the last.
         key_trusted: whether the verifier gave that key; without keys of his own he learns only
             that whoever holds `key_id` wrote this log.
         entries: how many entries verified, from the first.
@@ -147,6 +147,7 @@ class _Verification:
             self._chain = self._read_header(next(lines, b""))
             self._spends = SpendBook(self._chain.log_id)
             self._read_body(lines, self._chain)
+            self._require_trusted(self._chain)
         except LedgerError as error:
             fault = error
         try:
@@ -163,9 +164,18 @@ class _Verification:
                 raise ValueError("it is not written as an export's")
         except (*_UNREADABLE, SignatureError) as error:
             raise _fault(f"the header cannot be read: {error}") from error
-        if self._trusted is not None and key not in self._trusted:
-            raise _fault(f"key {key.key_id}, which signed it, is not among the trusted keys")
         return Chain(log_id, key)
+
+    def _require_trusted(self, chain: Chain) -> None:
+        """The first key vouches for its successors, the last for all that its head covers."""
+        if self._trusted is not None and not self._trusts(chain):
+            names = dict.fromkeys((chain.first_key.key_id, chain.key.key_id))
+            raise _fault(
+                f"key {' and '.join(names)}, which signed it, is not among the trusted keys"
+            )
+
+    def _trusts(self, chain: Chain) -> bool:
+        return any(key in (self._trusted or ()) for key in (chain.first_key, chain.key))
 
     def _read_body(self, lines: Iterator[bytes], chain: Chain) -> None:
         signatures = with_signatures(lines, chain.key)
@@ -223,7 +233,7 @@ class _Verification:
         return Report(
             log_id=chain.log_id if chain else None,
             key_id=chain.key.key_id if chain else None,
-            key_trusted=chain is not None and self._trusted is not None,
+            key_trusted=chain is not None and self._trusts(chain),
             entries=verified,
             root=chain.tree.root(verified).hex() if chain else None,
             valid=fault is None,

@@ -55,6 +55,10 @@ class PrivateLog:
         bound = self._log.append(BOUND, {"job": job, "round": round_, "salt": salt})
         return self._log.root(bound.index + 1)
 
+    def rotate(self, successor: Identity, fields: Mapping[str, Any]) -> Entry:
+        """Hand it on to another key, as `Ledger.rotate` does."""
+        return self._log.rotate(successor, fields)
+
     def entries(self, start: int = 0, end: int | None = None) -> list[Entry]:
         """Entries [start, end), verified."""
         return self._log.entries(start, end)

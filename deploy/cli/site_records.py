@@ -1,4 +1,4 @@
-"""`auricle site key` and `auricle site budget`: what a site shows of itself to an officer."""
+"""`auricle site key`, `budget` and `rotate-key`: a site's key, and what it shows to an officer."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from deploy.cli.output import Home, Json, emit, epsilon_text, table
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add both commands to `auricle site`."""
+    """Add the commands to `auricle site`."""
     app.command(epilog="Example: auricle site key --out st-mary-public.pem")(key)
     app.command(epilog="Example: auricle site budget --subjects")(budget)
+    app.command(epilog="Example: auricle site rotate-key")(rotate_key)
 
 
 def key(
@@ -34,6 +35,21 @@ def key(
         {"key_id": public.key_id, "public_pem": public.public_pem, "file": out},
         public.public_pem.rstrip() if out is None else f"The public key is in {out}",
         f"Key {public.key_id}",
+        as_json=as_json,
+    )
+
+
+def rotate_key(home: Home = None, as_json: Json = False) -> None:
+    """Replace the site's signing key, once its service is stopped; the old one vouches for it."""
+    from client_node import rotate
+    from client_node.assembly import utc_now
+    from client_node.home import SiteHome
+
+    rotated = rotate.rotate_key(SiteHome(existing_site(home)), utc_now)
+    emit(
+        dataclasses.asdict(rotated),
+        f"{rotated.site} signs with {rotated.key_id} from now on.",
+        f"Updates signed with {rotated.old_key_id} are refused; the ledger goes on.",
         as_json=as_json,
     )
 
