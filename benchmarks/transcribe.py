@@ -1,6 +1,6 @@
 """Transcription through HTTP: a site's service and faster-whisper, on the same clips in turns.
 
-    python -m benchmarks.transcribe [--json] [--clips N] [--minutes M] [--requests N] [--shared DIR]
+    python -m benchmarks.transcribe [--json] [--clips N] [--minutes M] [--requests N]
 
 The same tiny.en weights, int8, one beam, two threads each; real people's clips from
 ../shared/speech/en (or AURICLE_SHARED). Each recording is posted to one server and then to the
@@ -27,6 +27,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -49,6 +50,10 @@ CLIENTS = (1, 2, 4, 8, 16, 32)
 RATE_HZ = 16_000
 PAUSE_S = 0.5
 TARGET_TIMES, TARGET_WER_RATIO = 3.0, 0.5
+PREPARE = (
+    "import pathlib, sys; from model_core.base import prepare_base; "
+    "prepare_base(None, pathlib.Path(sys.argv[1]))"
+)
 START_S, REQUEST_S = 120.0, 1200.0
 
 
@@ -93,13 +98,13 @@ def _high_water_bytes(pid: int) -> int:
 
 
 @contextlib.contextmanager
-def running(which: str) -> Iterator[Server]:
+def running(which: str, base: Path) -> Iterator[Server]:
     """Start a server in a process of its own, and wait for its health."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "benchmarks.transcribe_servers", which, str(port)]
     with (
-        subprocess.Popen([*command, str(THREADS)]) as process,
+        subprocess.Popen([*command, str(THREADS), str(base)]) as process,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=REQUEST_S) as client,
     ):
         try:
@@ -244,8 +249,11 @@ def run(folder: Path, clips: int | None, minutes: float, requests: int) -> dict[
     groups = {"< 5 s": short, "5-15 s": middle}
     if minutes:
         groups["long"] = [concatenated([*short, *middle], minutes)]
-    with running("ours") as ours, running("peer") as peer:
-        servers = {"ours": ours, "peer": peer}
+    with contextlib.ExitStack() as stack:
+        base = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        # In a process of its own, whose memory is not ours.
+        subprocess.run([sys.executable, "-c", PREPARE, str(base)], check=True)
+        servers = {name: stack.enter_context(running(name, base)) for name in SERVERS}
         for server in servers.values():  # what is loaded at the first call is not timed
             server.hear(short[0])
             server.hear(middle[0])

@@ -1,6 +1,8 @@
 """Both servers of `benchmarks.transcribe`: ours as a site runs it, and faster-whisper behind HTTP.
 
-    python -m benchmarks.transcribe_servers ours|peer PORT THREADS
+    python -m benchmarks.transcribe_servers ours|peer PORT THREADS BASE
+
+BASE is a folder of `prepare_base`; the peer reads the same checkpoint as it came.
 
 faster-whisper has no server of its own; the one here is the least that answers OpenAI's client with
 json and verbose_json, so that what is timed is its model.
@@ -9,12 +11,12 @@ json and verbose_json, so that what is timed is its model.
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import uvicorn
 from fastapi import FastAPI, Form, UploadFile
-from faster_whisper import WhisperModel
 
 from client_node.api import ServiceLimits, make_app
 from client_node.batcher import Batcher
@@ -22,10 +24,9 @@ from client_node.decoding.decoder import RecordingDecoder
 from client_node.http.server import server_config
 from client_node.recogniser import Recogniser
 from client_node.status import SiteStatus
-from model_core.base import make_base
+from model_core.base import load_base
 from model_core.transcribe import Transcriber
-from model_core.upcycle import MixtureConfig
-from model_core.weights import load_whisper, resolve_checkpoint
+from model_core.weights import resolve_checkpoint
 
 MAX_UPLOAD_BYTES = 256 * 2**20
 _BARE = SiteStatus("benchmark", "", 0, 0, 0, "", (), (), 0, None)
@@ -36,18 +37,17 @@ class OneModel:
 
     release = None
 
-    def __init__(self) -> None:
-        base = make_base(load_whisper(resolve_checkpoint(None)), MixtureConfig())
-        self._transcriber = Transcriber(base, precision="int8")
+    def __init__(self, folder: Path) -> None:
+        self._transcriber = Transcriber(load_base(folder), precision="int8")
 
     def current(self) -> tuple[str | None, Transcriber]:
         """What serves."""
         return None, self._transcriber
 
 
-def our_app() -> FastAPI:
+def our_app(base: Path) -> FastAPI:
     """A site's service over the wheel's tiny.en."""
-    recogniser = Recogniser(OneModel(), RecordingDecoder(), Batcher())
+    recogniser = Recogniser(OneModel(base), RecordingDecoder(), Batcher())
     return make_app(
         recogniser,
         lambda: _BARE,
@@ -58,6 +58,8 @@ def our_app() -> FastAPI:
 
 def peer_app(threads: int) -> FastAPI:
     """faster-whisper over the same weights: int8, one beam."""
+    from faster_whisper import WhisperModel  # the other server does without
+
     folder = str(resolve_checkpoint(None).folder)
     model = WhisperModel(folder, "cpu", compute_type="int8", cpu_threads=threads)
     app = FastAPI()
@@ -106,9 +108,9 @@ def _segment(segment: Any) -> dict[str, Any]:
 
 def main() -> None:
     """Serve until ended."""
-    which, port, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    which, port, threads, base = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
     torch.set_num_threads(threads)
-    app = our_app() if which == "ours" else peer_app(threads)
+    app = our_app(base) if which == "ours" else peer_app(threads)
     uvicorn.Server(server_config(app, "127.0.0.1", port)).run()
 
 

@@ -20,6 +20,7 @@ from model_core.audio import RATE_HZ
 from model_core.transcribe import Transcript
 
 MAX_BATCH = 16
+MAX_BATCH_S = 60.0  # of sound, each clip counted as long as the longest: bounds memory
 _LENGTHS_S = (5.0, 15.0)  # clips up to 5 s, up to 15 s, and longer ones, each among themselves
 
 
@@ -93,10 +94,22 @@ class Batcher:
             if not self._waiting:
                 return []
             together = self._waiting[0].together
-            batch = [entry for entry in self._waiting if entry.together == together][:MAX_BATCH]
+            batch = _within_bounds(
+                [entry for entry in self._waiting if entry.together == together][:MAX_BATCH]
+            )
             taken = {id(entry) for entry in batch}
             self._waiting = deque(entry for entry in self._waiting if id(entry) not in taken)
             return batch
+
+
+def _within_bounds(batch: list[_Waiting]) -> list[_Waiting]:
+    """As many of the first as one batch may hold; at least one."""
+    longest = 0
+    for count, entry in enumerate(batch):
+        longest = max(longest, len(entry.clip))
+        if count and (count + 1) * longest > MAX_BATCH_S * RATE_HZ:
+            return batch[:count]
+    return batch
 
 
 def _hear(batch: Sequence[_Waiting]) -> None:

@@ -26,7 +26,7 @@ OVERLAP_S = 2.0  # on either side of a cut where nobody pauses
 _MIN_WINDOW_S = 15.0
 _PAUSE_RATIO = 0.1  # a pause is 20 dB quieter than what is around it
 _SAME_WORD_S = 0.5  # two windows place one word no further apart
-_AT_ONCE = 4
+_AT_ONCE = 2
 
 Hear = Callable[[Sequence[Tensor], bool], Sequence[Transcript]]
 """Transcribes clips of at most 27 s, with words' times if the flag says so."""
@@ -85,7 +85,7 @@ def transcribe_long(
 ) -> Iterator[Segment]:
     """Segments of a recording in order, one a window, each as soon as it is final.
 
-    Four windows are heard at once. `words` asks for words' times.
+    Two windows are heard at once. `words` asks for words' times.
     """
     planned = windows(recording)
     held: tuple[Window, Segment] | None = None

@@ -38,7 +38,7 @@ _FILES = 3
 
 def main() -> None:
     """Fork for each job until the service closes the socket."""
-    _load_everything()
+    load_everything()
     av.logging.set_level(av.logging.PANIC)  # FFmpeg's words quote file contents
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # forks are reaped by the kernel
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the service closes the socket when it stops
@@ -54,7 +54,7 @@ def main() -> None:
                 os.close(file)
 
 
-def _load_everything() -> None:
+def load_everything() -> None:
     """Run the decoder once, and import what PyAV imports only when a stream needs it.
 
     A fork can open no file, so neither can it import.
@@ -74,7 +74,7 @@ def _load_everything() -> None:
 def _run(job: Job, recording: int, samples: int, report: int) -> None:
     """In the fork: decode, report, and end the process without returning."""
     try:
-        _confine(job.limits)
+        confine(job.limits)
         outcome = _decode(job, recording, samples)
     except MemoryError:
         outcome = Outcome("audio-too-costly")
@@ -84,7 +84,8 @@ def _run(job: Job, recording: int, samples: int, report: int) -> None:
     os._exit(0)
 
 
-def _confine(limits: DecodeLimits) -> None:
+def confine(limits: DecodeLimits) -> None:
+    """Give up, for the rest of this process, all that decoding does not need."""
     for number in (signal.SIGALRM, signal.SIGXCPU):
         signal.signal(number, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, limits.wall_s)
