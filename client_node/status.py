@@ -11,6 +11,7 @@ from client_node.policy import SitePolicy
 from client_node.serving import open_model_store
 from client_node.store import SiteStore
 from privacy.budget import Budget
+from privacy.certificates import expiry_of
 from privacy.ledger import Ledger
 from privacy.parcel import ReleaseManifest
 from privacy.receipt import Receipt, read_receipts
@@ -60,6 +61,7 @@ class SiteStatus:
 
     `release` is None while the bare base serves, `coordinator_url` empty before the site has
     joined; `receipts` are the latest, newest first, and `bytes_sent` is over all of them.
+    `warnings` say what will stop working soon.
     """
 
     site: str
@@ -72,6 +74,7 @@ class SiteStatus:
     receipts: tuple[ReceiptLine, ...]
     bytes_sent: int
     release: ReleaseLine | None
+    warnings: tuple[str, ...] = ()
 
 
 def collect_status(home: SiteHome) -> SiteStatus:
@@ -103,7 +106,19 @@ def collect_status(home: SiteHome) -> SiteStatus:
         receipts=tuple(_receipt_line(one) for one in reversed(receipts[-LATEST_RECEIPTS:])),
         bytes_sent=sum(one.size_bytes for one in receipts),
         release=None if active is None else _release_line(active.manifest),
+        warnings=_warnings(home),
     )
+
+
+def _warnings(home: SiteHome) -> tuple[str, ...]:
+    if not home.ca.exists():
+        return ()
+    name, remedy = "the coordinator's certificate authority", "ask its operator, and join again"
+    try:
+        warning = expiry_of(home.ca.read_bytes(), name, remedy).warning(_now())
+    except ValueError:
+        warning = f"{name}, {home.ca}, cannot be read: restore it from backup, or join again"
+    return (warning,) if warning else ()
 
 
 def _budget_line(budget: Budget, purpose: str) -> BudgetLine:

@@ -14,7 +14,8 @@ import tomli_w
 
 from coordinator.errors import CoordinatorError
 from coordinator.registry import Endpoint
-from coordinator.tls import make_authority, make_server
+from coordinator.tls import Credential, make_authority, make_server
+from privacy.certificates import Expiry, expiry_of
 from privacy.signing import Identity
 
 SETTINGS_FILE = "coordinator.toml"
@@ -139,6 +140,34 @@ class CoordinatorHome:
     def admin_token(self) -> str:
         """The admin API's bearer token."""
         return self.admin_token_file.read_text(encoding="ascii").strip()
+
+    def expiries(self) -> tuple[Expiry, ...]:
+        """When the certificates of the sites' listener end."""
+        return (
+            expiry_of(
+                self.server_certificate_file.read_bytes(),
+                "server certificate",
+                "run `auricle coordinator renew-certificate`, then restart the coordinator",
+            ),
+            expiry_of(
+                self.ca_file.read_bytes(),
+                "certificate authority",
+                "set up a new coordinator and let every site join it: they trust this one alone",
+            ),
+        )
+
+    def renew_server(self, now: datetime) -> Expiry:
+        """Put a new server certificate, with a new key, in the place of the present one.
+
+        The listener takes it at its next start.
+        """
+        ca_key = self.ca_file.with_suffix(".key").read_bytes()
+        authority = Credential(self.ca_file.read_bytes(), ca_key)
+        server = make_server(authority, self.settings().public_names, now)
+        # The key last: a listener that starts between the two refuses the pair, and says so.
+        _write_private(self.server_certificate_file, server.certificate_pem)
+        _write_private(self.server_key_file, server.key_pem)
+        return self.expiries()[0]
 
     @classmethod
     def create(cls, root: Path, settings: CoordinatorSettings, now: datetime) -> CoordinatorHome:

@@ -11,6 +11,7 @@ import ssl
 import sys
 import time
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -18,6 +19,7 @@ import psutil
 from packaging.requirements import Requirement
 
 from client_node import clock
+from privacy.certificates import expiry_of
 
 MIN_PYTHON = (3, 11)
 MIN_DISK_BYTES = 3 * 2**30
@@ -143,18 +145,26 @@ def check_port(port: int, host: str = "127.0.0.1") -> Check:
 def check_coordinator(
     url: str, ca: Path | None, now: Callable[[], float] = time.time
 ) -> list[Check]:
-    """The coordinator answers over TLS under the given CA, and the clocks agree.
+    """The coordinator answers over TLS under the given CA, for a while yet; the clocks agree.
 
     Without `ca` the system's certificate authorities are asked.
     """
     try:
         context = ssl.create_default_context(cafile=None if ca is None else str(ca))
-        reply = httpx.get(f"{url.rstrip('/')}/health", verify=context, timeout=TIMEOUT_S)
+        health = f"{url.rstrip('/')}/health"
+        # Streamed: once the answer is read, the connection may be gone, its certificate with it.
+        with httpx.stream("GET", health, verify=context, timeout=TIMEOUT_S) as reply:
+            stream = reply.extensions["network_stream"]
+            served = stream.get_extra_info("ssl_object").getpeercert(True)
     except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
         return [_unreachable(url, ca, error)]
+    certificates = [("server-certificate", ssl.DER_cert_to_PEM_cert(served).encode())]
+    if ca is not None:
+        certificates.append(("authority", ca.read_bytes()))
     return [
         Check("coordinator", ok=True, problem=f"{url} answers over TLS under the given CA"),
         _check_clock(reply.headers.get("date"), now()),
+        *(_check_expiry(name, pem, now()) for name, pem in certificates),
     ]
 
 
@@ -180,6 +190,14 @@ def _unreachable(url: str, ca: Path | None, error: Exception) -> Check:
         problem=f"{url} cannot be reached: {type(error).__name__}",
         remedy="check that the coordinator runs, the address, the firewall, and HTTPS_PROXY",
     )
+
+
+def _check_expiry(name: str, pem: bytes, now_s: float) -> Check:
+    remedy = "tell the coordinator's operator: `auricle coordinator status` says what to do"
+    expiry = expiry_of(pem, f"the coordinator's {name.replace('-', ' ')}", remedy)
+    ending = bool(expiry.warning(datetime.fromtimestamp(now_s, UTC)))
+    found = f"{expiry.certificate} is good until {expiry.at:%Y-%m-%d}"
+    return Check(name, ok=not ending, problem=found, remedy=remedy if ending else "")
 
 
 def _check_clock(date: str | None, now_s: float) -> Check:

@@ -100,17 +100,25 @@ def start(home: Home = None, as_json: Json = False) -> None:
     """Serve sites and operators, and go on with unfinished jobs, until Ctrl-C."""
     from coordinator.home import CoordinatorHome
     from coordinator.service import Coordinator, run_coordinator
+    from deploy.cli.coordinator_care import certificate_fields, warnings
     from deploy.coordinator import release_evaluator
 
+    opened = CoordinatorHome(existing_coordinator(home))
+
     def started(running: Coordinator) -> None:
+        now, expiries = datetime.now(UTC), opened.expiries()
         emit(
-            {"public_port": running.public_port, "admin_port": running.admin_port},
+            {
+                "public_port": running.public_port,
+                "admin_port": running.admin_port,
+                "certificates": certificate_fields(expiries, now),
+            },
             f"Sites on port {running.public_port}, operators on {running.admin_port} (loopback). "
             "Ctrl-C stops.",
+            *warnings(expiries, now),
             as_json=as_json,
         )
 
-    opened = CoordinatorHome(existing_coordinator(home))
     run_coordinator(opened, started, release_evaluator(opened))
 
 

@@ -18,6 +18,7 @@ import typer
 from deploy.cli import (
     base,
     coordinator,
+    coordinator_care,
     demo,
     doctor,
     evaluate,
@@ -49,6 +50,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+coordinator_care.add_to(coordinator.app)
 upgrade.add_to(coordinator.app, site.app)
 app.add_typer(coordinator.app, name="coordinator")
 site_records.add_to(site.app)

@@ -202,6 +202,7 @@ def status(home: Home = None, as_json: Json = False) -> None:
         if budgets
         else "No budget has been used.",
         f"Sent: {shown.bytes_sent} bytes; ledger: {shown.ledger_entries} entries verified",
+        *(f"Warning: {said}" for said in shown.warnings),
         as_json=as_json,
     )
 

@@ -179,7 +179,7 @@ def url(certificates: Certificates) -> Iterator[str]:
 def test_clock_is_held_against_the_coordinators(
     url: str, certificates: Certificates, ahead_s: int, ok: bool
 ) -> None:
-    reached, clock = doctor.check_coordinator(
+    reached, clock, *_ = doctor.check_coordinator(
         url, certificates.ca, now=lambda: float(SERVER_TIME_S + ahead_s)
     )
     assert reached.ok
@@ -198,3 +198,16 @@ def test_wrong_authority_is_told_apart_from_no_answer(url: str, tmp_path: Path) 
     (missing,) = doctor.check_coordinator(url, tmp_path / "missing.pem")
     assert not missing.ok
     assert "CA" in missing.problem
+
+
+def test_certificates_that_end_soon_are_faults(url: str, certificates: Certificates) -> None:
+    """Both of these were made for one day."""
+    server, authority = doctor.check_coordinator(url, certificates.ca)[2:]
+    assert (server.id, authority.id) == ("server-certificate", "authority")
+    assert not server.ok
+    assert not authority.ok
+    assert "operator" in server.remedy
+    month_ago_s = datetime.datetime.now(datetime.UTC).timestamp() - 30 * 86400
+    *_, early, _ = doctor.check_coordinator(url, certificates.ca, now=lambda: month_ago_s)
+    assert early.ok
+    assert early.remedy == ""
