@@ -60,7 +60,15 @@ def read_invite(path: Path, now: datetime) -> Invite:
         ) from error
     try:
         invite = _open(data)
-    except (AuricleError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (
+        AuricleError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise SiteError(
             f"{path} is not an intact invite of this version",
             remedy="ask the operator to send the invite again, and do not edit it",

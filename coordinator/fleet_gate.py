@@ -13,17 +13,24 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any
 
-from flwr.proto.fleet_pb2 import PullMessagesRequest, PushMessagesResponse
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeResponse,
+    PullMessagesRequest,
+    PushMessagesRequest,
+    PushMessagesResponse,
+)
 from flwr.proto.message_pb2 import PushObjectRequest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from coordinator.uploads import Uploads
 
 PULL_PATH = "/v1/fleet/pull-messages"
 PUSH_PATH = "/v1/fleet/push-messages"
 OBJECT_PATH = "/v1/fleet/push-object"
+START_PATH = "/v1/fleet/activate-node"
 MAX_UPLOADS = 4096
 
 
@@ -38,11 +45,12 @@ class FleetGate:
         self._held: dict[asyncio.Event, tuple[int, asyncio.AbstractEventLoop]] = {}
         self._open = True
         self._news = threading.Event()
-        self._uploads: OrderedDict[str, set[str]] = OrderedDict()  # session: objects still to come
+        self._uploads = Uploads(MAX_UPLOADS)
 
     def wake(self, nodes: Iterable[int]) -> None:
-        """Ask Flower again for what is held of these nodes."""
+        """Ask Flower again for what is held of these nodes, which have just been asked something."""
         wanted = set(nodes)
+        self._uploads.forget_started(wanted)
         with self._lock:
             due = [(event, loop) for event, (node, loop) in self._held.items() if node in wanted]
         for event, loop in due:
@@ -69,29 +77,38 @@ class FleetGate:
         if scope["path"] == PULL_PATH:
             await self._pull(scope, body, receive, send)
             return
-        if scope["path"] not in (PUSH_PATH, OBJECT_PATH):
+        if scope["path"] not in (PUSH_PATH, OBJECT_PATH, START_PATH):
             await self._app(scope, _replay(body, receive), send)
             return
+        questions = _answered(body) if scope["path"] == PUSH_PATH else []
+        self._uploads.announce(questions)  # before Flower could hand out what is not whole
         answer = await self._ask(scope, body)
         if answer.status == 200:
-            self._note(scope["path"], body, answer)
+            self._note(scope["path"], body, answer, questions)
+        else:
+            self._uploads.refuse(questions)
         await answer.pass_on(send)
 
-    def _note(self, path: str, body: bytes, answer: _Answer) -> None:
-        """Tell the job loop where this was the last part of an upload."""
+    def unfinished(self, question: str) -> bool:
+        """Whether a site's answer to the message `question` has come in part only."""
+        return self._uploads.unfinished(question)
+
+    def take_started(self) -> frozenset[int]:
+        """Nodes whose process has started since the last call."""
+        return self._uploads.take_started()
+
+    def _note(self, path: str, body: bytes, answer: _Answer, questions: list[str]) -> None:
+        """Tell the job loop where this was the last part of an upload, or a node's start."""
         if path == PUSH_PATH:
             begun = PushMessagesResponse.FromString(answer.body)
-            session, rest = begun.session_id, set(begun.objects_to_push)
-            self._uploads[session] = rest
-            if len(self._uploads) > MAX_UPLOADS:  # of sites that never went on with theirs
-                self._uploads.popitem(last=False)
-        else:
+            news = self._uploads.begin(begun.session_id, questions, begun.objects_to_push)
+        elif path == OBJECT_PATH:
             part = PushObjectRequest.FromString(body)
-            session = part.session_id
-            rest = self._uploads.get(session, set())
-            rest.discard(part.object_id)
-        if not rest:
-            self._uploads.pop(session, None)
+            news = self._uploads.take(part.session_id, part.object_id)
+        else:
+            self._uploads.started(ActivateNodeResponse.FromString(answer.body).node_id)
+            news = True
+        if news:
             self._news.set()
 
     async def _pull(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
@@ -145,6 +162,15 @@ class _Answer:
     async def pass_on(self, send: Send) -> None:
         for message in self._messages:
             await send(message)
+
+
+def _answered(body: bytes) -> list[str]:
+    """The messages that the pushed ones answer."""
+    try:
+        pushed = PushMessagesRequest.FromString(body)
+    except Exception:  # noqa: BLE001 - anybody's bytes: Flower refuses them, and nothing is noted
+        return []
+    return [str(message.metadata.reply_to_message_id) for message in pushed.messages_list]
 
 
 def _node(body: bytes) -> int:

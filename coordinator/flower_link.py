@@ -231,12 +231,14 @@ class FlowerLink:
         return message_id
 
     def poll(self, message_ids: Collection[str]) -> list[Delivery]:
-        """Replies whose every byte is here; one still being uploaded comes with a later poll."""
+        """Replies whose every byte is here; errors of what went down with a run or a process."""
         run = self._running()
         asked = [m for m in message_ids if m in self._flights]
         lost = [m for m in asked if self._flights[m][1] != run.run_id]
         deliveries = [self._delivery(message, error_code="run-lost") for message in lost]
-        waiting = [m for m in asked if m not in lost and m not in self._arriving]
+        started = self.gate.take_started()
+        kept = [m for m in asked if m not in lost and m not in self._arriving]
+        waiting = [m for m in kept if not self.gate.unfinished(m)]
         if waiting:
             request = PullAppMessagesRequest(message_ids=waiting)
             response = runtime_handlers.pull_messages(request, self._state, run.task)
@@ -247,6 +249,9 @@ class FlowerLink:
                 metadata = reply.metadata
                 self._arriving[metadata.reply_to_message_id] = (metadata.message_id, objects)
         arrived = [m for m in asked if m in self._arriving]
+        open_ = [m for m in kept if m not in arrived]
+        anew = [m for m in open_ if self._node_ids.get(self._flights[m][0]) in started]
+        deliveries += [self._delivery(m, error_code="site-restarted") for m in anew]
         return deliveries + [d for m in arrived if (d := self._fetch(run, m)) is not None]
 
     def wait(self, timeout_s: float) -> None:
