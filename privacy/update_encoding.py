@@ -116,7 +116,8 @@ def _to_int8(numbers_D: Numbers, random: np.random.Generator) -> bytes:
     )
     coins_KB = random.random(padded_KB.shape, np.float32)
     levels_KB = np.floor(units_KB + coins_KB).clip(-_LEVELS, _LEVELS).astype(np.int8)
-    return steps_K.astype("<f4").tobytes() + levels_KB.ravel()[: numbers_D.size].tobytes()
+    levels_D = levels_KB.ravel()[: numbers_D.size]
+    return b"".join((steps_K.astype("<f4").tobytes(), levels_D.tobytes()))
 
 
 def _from_int8(plain: bytes, size: int) -> Numbers:
