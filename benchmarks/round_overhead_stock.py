@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -109,24 +110,39 @@ def main(grid: Grid, context: Context) -> None:
 '''
 
 
+def cpu_seconds() -> float:
+    """CPU time so far of this process, of what it started, and of what has ended below those."""
+    total_s = 0.0
+    me = psutil.Process()
+    for process in (me, *me.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            total_s += sum(process.cpu_times()[:4])
+    return total_s
+
+
 def stock_round_seconds(
     folder: Path, sites: tuple[str, ...], numbers: int, rounds: int
-) -> list[float]:
-    """Wall seconds of each round but the first of a run of `rounds` + 2, in the empty `folder`."""
+) -> tuple[list[float], float]:
+    """Wall seconds of each round but the first of a run of `rounds` + 2, in the empty `folder`.
+
+    With them the CPU seconds of all processes, for each round.
+    """
     app, times = folder / "app", folder / "times.json"
     app.mkdir(parents=True)
     (app / "pyproject.toml").write_text(_PROJECT)
     (app / "stock_rounds.py").write_text(_APP)
     config = f'numbers={numbers} rounds={rounds + 2} sites={len(sites)} times="{times}"'
     with _stock(folder, sites) as environment:
+        before_s = cpu_seconds()
         _flwr(environment, "run", str(app), "local", "--run-config", config)
         end_s, pause = time.monotonic() + LIMIT_S, threading.Event()
         while not (times.exists() and times.read_text()):
             if time.monotonic() > end_s:
                 raise RuntimeError(f"stock Flower did not finish; see {folder}")
             pause.wait(_WATCH_S)
+        cpu_s = (cpu_seconds() - before_s) / (rounds + 2)
     begun_at_s: list[float] = json.loads(times.read_text())
-    return [later - before for before, later in itertools.pairwise(begun_at_s)][1:]
+    return [later - before for before, later in itertools.pairwise(begun_at_s)][1:], cpu_s
 
 
 @contextlib.contextmanager

@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import numpy as np
+
 from client_node.agent import SiteAgent
 from client_node.features import FeatureStore
 from client_node.home import SiteHome, SiteSettings
@@ -138,6 +140,7 @@ def open_agent(
         heads=heads,
         outbox=Outbox(engine),
         keep_receipt=keep_receipt,
+        coins=np.random.default_rng(),
         code_version=code_version(),
     )
     return SiteAgent(

@@ -20,8 +20,8 @@ from client_node.home import read_toml, write_private
 from privacy.budget import NO_CAP, BudgetCaps
 from privacy.plan import RoundPlan
 from privacy.secure_aggregation.fixed_point import FixedPoint
+from privacy.update_encoding import most_bytes
 
-FLOAT32_BYTES = 4
 DEFAULT_DELTA = 1e-6
 DEFAULT_PURPOSES: Mapping[str, float] = MappingProxyType({"transcription": 8.0})
 OPTIONAL_CAPS = ("total_epsilon", "yearly_epsilon", "subject_epsilon")
@@ -173,7 +173,7 @@ def upload_bytes(plan: RoundPlan) -> int:
     """Bytes of one update. Raises PlanError where no integer holds the plan's bounds."""
     if plan.privacy_mode == "secure-aggregation":
         return plan.adapter.size * FixedPoint.of(plan).word_bytes
-    return plan.adapter.size * FLOAT32_BYTES
+    return most_bytes(plan.update_encoding, plan.adapter.size)
 
 
 def default_policy(

@@ -13,6 +13,8 @@ import hashlib
 from collections.abc import Callable
 from typing import Protocol
 
+import numpy as np
+
 from client_node.errors import RefusalError
 from client_node.outbox import Outbox, OutboxEntry
 from client_node.store import mechanism_events
@@ -28,6 +30,7 @@ from privacy.plan import RoundPlan
 from privacy.private_log import PRIVATE_ROOT, PrivateLog
 from privacy.probes import ProbeError, ProbeReceipt
 from privacy.signing import Identity, seal
+from privacy.update_encoding import encode
 
 
 class TrainedUpdate(Protocol):
@@ -87,11 +90,13 @@ class PrivateRounds:
         heads: PeerHeads,
         outbox: Outbox,
         keep_receipt: Callable[[Parcel], None],
+        coins: np.random.Generator,
         code_version: str,
     ) -> None:
         """`heads` is the exchange of tree heads with the coordinator.
 
-        `keep_receipt` stores the exact bytes of a parcel that is about to leave.
+        `keep_receipt` stores the exact bytes of a parcel that is about to leave. `coins` round
+        updates where the plan asks for small ones (`privacy.update_encoding`).
         """
         self._site = site
         self._identity = identity
@@ -102,6 +107,7 @@ class PrivateRounds:
         self._heads = heads
         self._outbox = outbox
         self._keep_receipt = keep_receipt
+        self._coins = coins
         self._code_version = code_version
 
     def find(self, job: str, round_: int) -> OutboxEntry | None:
@@ -144,7 +150,11 @@ class PrivateRounds:
         # One entry of the ledger for each round, whatever the private log has grown by.
         bound = {PRIVATE_ROOT: self._private_log.bind(plan.job, order.round)}
         self._ledger.append(TRAINED, claims.fields() | bound)
-        payload = protect(trained.payload) if protect else trained.payload
+        # After the noise, and after the probes have looked at it: post-processing.
+        if protect is None:
+            payload = encode(trained.payload, plan.update_encoding, self._coins)
+        else:
+            payload = protect(trained.payload)
         update = self._seal(order, payload)
         self._outbox.seal(
             order.job,

@@ -7,12 +7,13 @@ statement before the numbers. Nothing is weighted by what a site says about itse
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
 import numpy as np
 
-from coordinator.aggregate import unpack
+from coordinator.aggregate import Vector
 from coordinator.errors import AdmissionError
 from privacy.errors import AuricleError
 from privacy.parcel import Parcel, UpdateHeader
@@ -20,9 +21,9 @@ from privacy.peer_heads import PEER_HEAD_CODES
 from privacy.plan import RoundPlan
 from privacy.secure_aggregation.fixed_point import FixedPoint
 from privacy.signing import PublicIdentity, open_as
+from privacy.update_encoding import UpdateEncodingError, decode, most_bytes
 
 STATEMENT_LIMIT_BYTES = 64 * 1024
-FLOAT32_BYTES = 4
 # Below this a standard normal's tail, and a Poisson lot's, is under exp(-32) = 1.3e-14.
 _TAIL = 8.0
 
@@ -71,10 +72,12 @@ class Admission:
         return self.plan.privacy_mode == "secure-aggregation"
 
     @property
-    def payload_bytes(self) -> int:
-        """Exact size of an update: D numbers, float32 or the words of the plan's FixedPoint."""
-        number_bytes = FixedPoint.of(self.plan).word_bytes if self.masked else FLOAT32_BYTES
-        return self.plan.adapter.size * number_bytes
+    def most_bytes(self) -> int:
+        """Largest update of D numbers, in the plan's encoding or as words of its FixedPoint."""
+        size = self.plan.adapter.size
+        if self.masked:
+            return size * FixedPoint.of(self.plan).word_bytes
+        return most_bytes(self.plan.update_encoding, size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +86,12 @@ class _Candidate:
 
     parcel: Parcel
     header: UpdateHeader
+    plan: RoundPlan
+
+    @functools.cached_property
+    def update_D(self) -> Vector:  # noqa: N802 - shape suffix
+        """The update's numbers. Raises UpdateEncodingError."""
+        return decode(self.parcel.payload, self.plan.update_encoding, self.plan.adapter.size)
 
 
 Check = Callable[[_Candidate, Admission], bool]
@@ -101,12 +110,21 @@ def norm_bound(plan: RoundPlan) -> float:
     return signal + deviation * (math.sqrt(plan.adapter.size) + _TAIL)
 
 
+def _shaped(candidate: _Candidate, admission: Admission) -> bool:
+    if admission.masked:
+        return len(candidate.parcel.payload) == admission.most_bytes
+    try:
+        return candidate.update_D.shape == (admission.plan.adapter.size,)
+    except UpdateEncodingError:
+        return False
+
+
 def _finite(candidate: _Candidate, _: Admission) -> bool:
-    return bool(np.isfinite(unpack(candidate.parcel.payload)).all())
+    return bool(np.isfinite(candidate.update_D).all())
 
 
 def _bounded(candidate: _Candidate, admission: Admission) -> bool:
-    update_D = unpack(candidate.parcel.payload).astype(np.float64)
+    update_D = candidate.update_D.astype(np.float64)
     return float(np.linalg.norm(update_D)) <= norm_bound(admission.plan)
 
 
@@ -114,7 +132,7 @@ def _noised(candidate: _Candidate, admission: Admission) -> bool:
     # Even an empty lot is answered with noise, and no Gaussian vector is all zero.
     if admission.plan.privacy_mode == "none":
         return True
-    return bool(unpack(candidate.parcel.payload).any())
+    return bool(candidate.update_D.any())
 
 
 def _unseen(candidate: _Candidate, admission: Admission) -> bool:
@@ -131,7 +149,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("round-mismatch", lambda c, a: c.header.round == a.round),
     ("payload-mismatch", lambda c, _: c.header.payload_sha256 == c.parcel.payload_sha256),
     ("size-mismatch", lambda c, _: c.header.size_bytes == len(c.parcel.payload)),
-    ("shape-mismatch", lambda c, a: len(c.parcel.payload) == a.payload_bytes),
+    ("shape-mismatch", _shaped),
     ("update-replayed", _unseen),
 )
 OPEN_CHECKS: tuple[tuple[str, Check], ...] = (
@@ -146,12 +164,12 @@ def admit(parcel: Parcel, admission: Admission) -> UpdateHeader:
     _require(parcel.kind == "update", "kind-unexpected")
     _require(len(parcel.statement) <= STATEMENT_LIMIT_BYTES, "update-oversized")
     # A payload larger than the plan's is refused before it is hashed or copied.
-    _require(len(parcel.payload) <= admission.payload_bytes, "update-oversized")
+    _require(len(parcel.payload) <= admission.most_bytes, "update-oversized")
     try:
         header = open_as(UpdateHeader, parcel.statement, (admission.identity,))
     except AuricleError as error:
         raise _refusal(_signature_code(parcel, admission)) from error
-    candidate = _Candidate(parcel, header)
+    candidate = _Candidate(parcel, header, admission.plan)
     for code, passes in CHECKS if admission.masked else (*CHECKS, *OPEN_CHECKS):
         _require(passes(candidate, admission), code)
     return header

@@ -10,12 +10,14 @@ from typing import Literal, cast
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
+from coordinator.aggregate import pack
 from coordinator.errors import CoordinatorError
 from coordinator.request import JobRequest, parse_stored
 from coordinator.rounds import RoundState, RoundStatus
 from coordinator.store import JobRow, ParticipantRow, ReleaseRow, RoundRow, UpdateRow
 from privacy.plan import RoundPlan
 from privacy.store import reading
+from privacy.update_encoding import decode
 
 JobState = Literal["preparing", "running", "releasing", "released", "abandoned"]
 FINISHED: frozenset[JobState] = frozenset({"released", "abandoned"})
@@ -117,11 +119,18 @@ class JobReader:
             return session.scalars(query.limit(1)).first() is not None
 
     def payloads(self, job: str, number: int) -> Iterator[bytes]:
-        """The round's admitted payloads in order of site name, one in memory at a time."""
+        """The round's admitted updates in order of site name, one in memory at a time.
+
+        Numbers are packed as float32, whatever the plan's encoding; masked words are as they came.
+        """
+        with reading(self._engine) as session:
+            plan = RoundPlan.from_json(job_row(session, job).plan_json)
         for site in self.admitted_sites(job, number):
             with reading(self._engine) as session:
                 payload = session.get_one(UpdateRow, (job, number, site)).payload
             assert payload is not None  # dropped only by finish_round
+            if plan.update_encoding != "float32":
+                payload = pack(decode(payload, plan.update_encoding, plan.adapter.size))
             yield payload
 
     def admitted_sites(self, job: str, number: int) -> list[str]:

@@ -74,6 +74,7 @@ def make_plan(
         privacy_mode=request.privacy_mode,
         adjacency=request.adjacency,
         aggregation=request.aggregation.spec(),
+        update_encoding=request.update_encoding,
         site_keys=tuple(site_keys[site] for site in sites) if secure else (),
     )
     if secure:
@@ -117,6 +118,7 @@ def mechanism_fields(plan: RoundPlan) -> dict[str, Any]:
         "honest_sites": plan.honest_sites,
         "privacy_mode": plan.privacy_mode,
         "aggregation": plan.aggregation.rule,
+        "update_encoding": plan.update_encoding,
         "plan_sha256": plan.sha256,
         "base_sha256": plan.base_sha256,
     }

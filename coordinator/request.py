@@ -19,6 +19,7 @@ from privacy.plan import (
     OptimiserSpec,
     PrivacyMode,
     Schedule,
+    UpdateEncoding,
 )
 
 _STRICT = ConfigDict(extra="forbid", strict=False)
@@ -91,6 +92,8 @@ class JobRequest:
         honest_sites: h for ε_sec; None assumes all sites but one. Under secure aggregation it is
             of every quorum of sites, and together they must be more than the sites. It is 1 where
             `aggregation` is not the mean.
+        update_encoding: how sites write their noised updates; not to be chosen under secure
+            aggregation, which has an integer encoding of its own.
         deadline_s: seconds that a round may stay open.
         context_weight: weight of the tokens outside a recording's term, in [0, 1].
         hold: keep the release back at the end until the operator publishes it.
@@ -111,6 +114,7 @@ class JobRequest:
     sites: tuple[str, ...] = ()
     quorum: int | None = None
     honest_sites: int | None = None
+    update_encoding: UpdateEncoding = "float32"
     deadline_s: float = 600.0
     context_weight: float = 1.0
     hold: bool = False

@@ -98,7 +98,8 @@ class RoundOrder:
 class UpdateHeader:
     """Site's statement over its update; `payload_sha256` covers the packed array.
 
-    The array is float32, or under secure aggregation unsigned words (`FixedPoint`).
+    The array is in the plan's encoding (`privacy.update_encoding`), or under secure aggregation
+    unsigned words (`FixedPoint`).
     """
 
     job: str

@@ -28,6 +28,7 @@ Adjacency = Literal["add_or_remove_one", "replace_one"]
 OptimiserName = Literal["adam", "sgd", "lamb"]
 AggregationRule = Literal["mean", "median", "trimmed-mean", "krum"]
 Schedule = Literal["constant", "linear"]
+UpdateEncoding = Literal["float32", "bfloat16", "int8"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +137,8 @@ class RoundPlan:
             "secure-aggregation" only the sum over sites (`privacy.secure_aggregation`); "none" adds
             no noise.
         aggregation: how admitted updates become one.
+        update_encoding: how a site writes the numbers of its noised update
+            (`privacy.update_encoding`).
         site_keys: for secure aggregation, the raw Ed25519 public key of each of `sites`, in hex
             and in that order; empty otherwise.
     """
@@ -163,6 +166,7 @@ class RoundPlan:
     unit: Literal["subject"] = "subject"
     adjacency: Adjacency = "add_or_remove_one"
     aggregation: AggregationSpec = AggregationSpec()
+    update_encoding: UpdateEncoding = "float32"
     format: str = PLAN_FORMAT
 
     def __post_init__(self) -> None:
@@ -186,11 +190,15 @@ class RoundPlan:
         _check(0 <= self.context_weight <= 1, "context_weight", "must be in [0, 1]")
         _check(self.adjacency in get_args(Adjacency), "adjacency", "is not one that is known")
         _check(self.adapter.size > 0, "adapter", "has nothing to train")
+        encoded = self.update_encoding != "float32"
+        _check(self.update_encoding in get_args(UpdateEncoding), "update_encoding", "is not known")
         if self.privacy_mode == "none":
             _check(self.noise_multiplier == 0, "noise_multiplier", "must be 0 without privacy")
         else:
             _check(0 < self.noise_multiplier < 1e4, "noise_multiplier", "must be in (0, 10000)")
         if self.privacy_mode == "secure-aggregation":
+            # Masks hide integers mod 2^w: those of `FixedPoint`, and no others.
+            _check(not encoded, "update_encoding", "must be float32 under secure aggregation")
             self._check_secure()
         else:
             _check(self.site_keys == (), "site_keys", "is for secure aggregation only")
@@ -234,10 +242,12 @@ class RoundPlan:
         return len(self.sites) * self.sampling_rate * self.expected_subjects
 
     def to_json(self) -> bytes:
-        """RFC 8785 canonical JSON; the plain sum is left out, as plans before it were written."""
+        """RFC 8785 canonical JSON; what is newer than the format is left out at its default."""
         fields = dataclasses.asdict(self)
         if self.aggregation == AggregationSpec():
             del fields["aggregation"]
+        if self.update_encoding == "float32":
+            del fields["update_encoding"]
         return rfc8785.dumps(fields)
 
     @property

@@ -49,8 +49,8 @@ def encode(payload: bytes, encoding: UpdateEncoding, random: np.random.Generator
     if encoding == "float32":
         return payload
     numbers_D = np.frombuffer(payload, "<f4").astype(np.float32, copy=False)
-    rounded = _to_bfloat16(numbers_D, random) if encoding == "bfloat16" else None
-    return zlib.compress(rounded or _to_int8(numbers_D, random), _ZLIB_LEVEL)
+    rounded = _to_bfloat16 if encoding == "bfloat16" else _to_int8
+    return zlib.compress(rounded(numbers_D, random), _ZLIB_LEVEL)
 
 
 def decode(payload: bytes, encoding: UpdateEncoding, size: int) -> Numbers:
@@ -95,7 +95,8 @@ def _to_bfloat16(numbers_D: Numbers, random: np.random.Generator) -> bytes:
     # The largest finite numbers would carry into infinity: they are cut.
     carries_D = (bits_D & 0x7FFF_FFFF) < 0x7F7F_0000
     upper_D = ((bits_D + np.where(carries_D, coins_D, 0)) >> 16).astype(np.uint16)
-    return (upper_D >> 8).astype(np.uint8).tobytes() + upper_D.astype(np.uint8).tobytes()
+    planes = (upper_D >> 8, upper_D & 0xFF)
+    return b"".join(plane_D.astype(np.uint8).tobytes() for plane_D in planes)
 
 
 def _from_bfloat16(plain: bytes) -> Numbers:
@@ -108,13 +109,15 @@ def _to_int8(numbers_D: Numbers, random: np.random.Generator) -> bytes:
     blocks = -(-numbers_D.size // BLOCK)
     padded_KB = np.zeros((blocks, BLOCK), np.float32)
     padded_KB.ravel()[: numbers_D.size] = numbers_D
-    steps_K = (np.abs(padded_KB).max(axis=1) / _LEVELS).astype(np.float32)
+    # Rounded down, so that 127 steps of the largest float32 are no infinity.
+    steps_K = np.nextafter(np.abs(padded_KB).max(axis=1) / _LEVELS, 0, dtype=np.float32)
     units_KB = np.divide(
         padded_KB, steps_K[:, None], out=np.zeros_like(padded_KB), where=steps_K[:, None] > 0
     )
     coins_KB = random.random(padded_KB.shape, np.float32)
     levels_KB = np.floor(units_KB + coins_KB).clip(-_LEVELS, _LEVELS).astype(np.int8)
-    return steps_K.astype("<f4").tobytes() + levels_KB.ravel()[: numbers_D.size].tobytes()
+    levels_D = levels_KB.ravel()[: numbers_D.size]
+    return b"".join((steps_K.astype("<f4").tobytes(), levels_D.tobytes()))
 
 
 def _from_int8(plain: bytes, size: int) -> Numbers:

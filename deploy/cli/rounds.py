@@ -60,6 +60,9 @@ def start(
             help="h for ε_sec: sites assumed honest; with secure aggregation, of a quorum."
         ),
     ] = None,
+    update_encoding: Annotated[
+        str | None, typer.Option(help="How updates are written: float32, bfloat16 or int8.")
+    ] = None,
     base_folder: Annotated[
         Path | None, typer.Option(help="The prepared base; without it, the home's.")
     ] = None,
@@ -87,6 +90,7 @@ def start(
         "privacy_mode": "secure-aggregation" if secure_aggregation else None,
         "hold": True if hold else None,
         "honest_sites": honest_sites,
+        "update_encoding": update_encoding,
         "base_folder": str((base_folder or root / "base").absolute()),
     }
     fields = job_request(request, options)

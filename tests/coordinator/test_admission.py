@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import zlib
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from coordinator.errors import AdmissionError
 from coordinator.planning import make_plan
 from privacy.parcel import Parcel
 from privacy.signing import Identity
+from privacy.update_encoding import encode
 from tests.coordinator.fakes import SPEC, FakeSite, SmallArtifacts, request
 
 JOB = "ab" * 8
@@ -175,3 +177,37 @@ def test_every_check_has_a_test_here():
     assert len(set(codes)) == len(codes)
     before = ("kind-unexpected", "update-oversized", "signature-invalid")
     assert all(f'== "{code}"' in text for code in (*codes, *before))
+
+
+@pytest.mark.parametrize("encoding", ["bfloat16", "int8"])
+def test_a_small_update_passes_the_same_checks_on_the_numbers_that_it_means(plan, site, encoding):
+    small = dataclasses.replace(plan, update_encoding=encoding)
+    encoded = FakeSite("north", Identity.generate().public)
+    encoded.plans[JOB] = small
+    admission = Admission(small, ROUND, "north", encoded.identity.public, seen=lambda _: False)
+    coins = np.random.default_rng(0)
+
+    def sent(payload: bytes) -> Parcel:
+        return encoded.sealed(JOB, ROUND, payload)
+
+    assert admit(sent(encode(GOOD, encoding, coins)), admission)
+    plain = zlib.decompress(encode(GOOD, encoding, coins))
+    wrong = {
+        "bomb": zlib.compress(bytes(50_000)),  # as large as may be sent
+        "one too many": zlib.compress(plain + b"\0"),
+        "rubbish": b"\xff" * 20,
+        "nothing": b"",
+    }
+    codes = {name: code_of(sent(payload), admission) for name, payload in wrong.items()}
+    assert codes == dict.fromkeys(wrong, "shape-mismatch")
+    oversized = sent(bytes(admission.most_bytes + 1))
+    assert code_of(oversized, admission) == "update-oversized"
+    far = encode(packed(norm_bound(small) * 2), encoding, coins)
+    assert code_of(sent(far), admission) == "norm-exceeded"
+    zero = encode(bytes(len(GOOD)), encoding, coins)
+    assert code_of(sent(zero), admission) == "noise-missing"
+    infinite = {
+        "bfloat16": b"\x7f" * SPEC.size + b"\x80" * SPEC.size,
+        "int8": np.array([np.inf], "<f4").tobytes() + b"\1" * SPEC.size,
+    }[encoding]
+    assert code_of(sent(zlib.compress(infinite)), admission) == "update-not-finite"

@@ -138,6 +138,7 @@ class RealSite(FakeSite):
             heads=heads,
             outbox=Outbox(self.engine),
             keep_receipt=keep,
+            coins=np.random.default_rng(0),
             code_version="test",
         )
         self.agent = SiteAgent(
