@@ -48,7 +48,7 @@ class FleetGate:
         self._uploads = Uploads(MAX_UPLOADS)
 
     def wake(self, nodes: Iterable[int]) -> None:
-        """Ask Flower again for what is held of these nodes, which have just been asked something."""
+        """Ask Flower again for what is held of these nodes, just asked something."""
         wanted = set(nodes)
         self._uploads.forget_started(wanted)
         with self._lock:
