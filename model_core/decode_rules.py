@@ -16,7 +16,6 @@ from torch import Tensor
 
 from model_core.base import SpeechBase
 
-SECONDS_PER_TIME = 0.02
 _LATEST_FIRST = 50  # one second
 
 

@@ -64,14 +64,16 @@ def distil_split(
     mixture: MixtureConfig = SPLIT,
     config: DistilConfig | None = None,
     margin_s: float = 2.0,
+    language: str = "en",
     report: Callable[[Progress], None] = lambda _: None,
 ) -> SpeechBase:
     """Split `whisper` by `mixture` and distil it on 16 kHz mono recordings of any length.
 
     Layer by layer in closed form, which takes a minute, then end to end for `config.steps`. The
-    student learns in windows of the clip plus `margin_s`. Trains on a GPU where there is one.
-    Returns the base that is then in the folder, on the CPU. Raises WeightsError: `distil-mismatch`
-    where the folder holds another run.
+    student learns in windows of the clip plus `margin_s`; a multilingual teacher is told the
+    recordings' `language`. Trains on a GPU where there is one.
+    Returns the base that is then in the folder, on the CPU. Raises WeightsError (`distil-mismatch`)
+    where the folder holds another run, and TextError (`text-language`).
     """
     config = config or DistilConfig()
     clips = [clip[a:b] for clip in recordings for a, b in cut_at_pauses(clip)]
@@ -84,12 +86,14 @@ def distil_split(
         "mixture": dataclasses.asdict(mixture),
         "training": dataclasses.asdict(config),
         "margin_s": margin_s,
+        "language": language,
     }
+    whisper.tokenizer.prefix(language)  # an unknown language is refused before the first file
     _claim(folder, run)
     student = upcycle(copy.deepcopy(whisper.model), mixture)
     _fit(folder / START_FILE, student, whisper.model, clips, margin_s)
     if config.steps:
-        lessons = _lessons(folder, teacher, clips, margin_s, report)
+        lessons = _lessons(folder, teacher, clips, margin_s, report, language=language)
         student.to("cuda" if torch.cuda.is_available() else "cpu")
         distil(
             student,
@@ -131,6 +135,8 @@ def _lessons(
     clips: Sequence[Tensor],
     margin_s: float,
     report: Callable[[Progress], None],
+    *,
+    language: str,
 ) -> list[Lesson]:
     path = folder / LESSONS_FILE
     if not path.is_file():
@@ -139,6 +145,7 @@ def _lessons(
             clips,
             margin_s,
             lambda done: report(Progress("lessons", done, len(clips))),
+            language=language,
         )
         save_lessons(made, path)
     return load_lessons(path)

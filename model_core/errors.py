@@ -33,7 +33,7 @@ class WeightsError(ModelCoreError):
     """A checkpoint or prepared base is missing, malformed, or not the one expected.
 
     Codes: `weights-missing`, `weights-malformed`, `weights-checksum`, `base-missing`,
-    `base-malformed`, `base-checksum`.
+    `base-malformed`, `base-checksum`, `distil-mismatch`.
     """
 
     code = "weights-malformed"
@@ -53,7 +53,7 @@ class AdapterError(ModelCoreError):
 class AudioError(ModelCoreError):
     """A recording cannot be used.
 
-    Codes: `audio-missing`, `audio-empty`, `audio-unreadable`.
+    Codes: `audio-missing`, `audio-empty`, `audio-unreadable`, `audio-too-long`.
     """
 
     code = "audio-unreadable"
@@ -61,7 +61,10 @@ class AudioError(ModelCoreError):
 
 
 class TextError(ModelCoreError):
-    """A transcript or prompt cannot be used. Codes: `text-empty`, `text-too-long`."""
+    """A transcript, prompt or language cannot be used.
+
+    Codes: `text-empty`, `text-too-long`, `text-language`.
+    """
 
     code = "text-empty"
     exit_code = 23

@@ -24,11 +24,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import WhisperForConditionalGeneration
 
 from model_core.errors import WeightsError
 from model_core.experts import MixtureFeedForward
+from model_core.features import encoder_stem
 
 _FLOOR = 1e-12
 
@@ -79,7 +79,7 @@ def fit_encoder(
     encoder = teacher.model.encoder
     if not mels:
         raise WeightsError("no speech to fit to", remedy="give recordings")
-    streams = [_frontend(encoder, mel_MT) for mel_MT in mels]
+    streams = [encoder_stem(encoder, mel_MT[None]) for mel_MT in mels]
     fits = []
     for dense, split in zip(encoder.layers, student.model.encoder.layers, strict=True):
         mixture = split.fc1
@@ -93,12 +93,6 @@ def fit_encoder(
         pieces = torch.split(out_ND, [residual.shape[1] for residual in residuals])
         streams = [residual + piece for residual, piece in zip(residuals, pieces, strict=True)]
     return fits
-
-
-def _frontend(encoder: nn.Module, mel_MT: Tensor) -> Tensor:
-    x_1DT = functional.gelu(encoder.conv1(mel_MT[None]))  # type: ignore[operator]
-    x_1SD = functional.gelu(encoder.conv2(x_1DT)).transpose(1, 2)  # type: ignore[operator]
-    return x_1SD + encoder.embed_positions.weight[: x_1SD.shape[1]]  # type: ignore[union-attr,index]
 
 
 def _attend(layer: nn.Module, stream_1SD: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """What a dense teacher says about recordings, kept so that a student can learn from it many times.
 
 A lesson needs no transcript: its text is what the teacher itself writes (sequence-level
-distillation, Kim and Rush 2016). The teacher hears the clip in the window of the product, the
-student in a shorter one, so what is learnt is also to do without the padding.
+distillation, Kim and Rush 2016). The teacher hears the clip and 3 s, at least 10 s, the student
+a shorter window, so what is learnt is also to do without the padding.
 
 Shape suffixes: B batch, M mel bins, T mel frames, S encoder states, D width, P decoder positions.
 """
@@ -82,11 +82,12 @@ def student_window_s(samples: int, margin_s: float) -> float:
 
 @torch.no_grad()
 def make_lesson(
-    teacher: SpeechBase, decoder: CachedDecoder, clip: Tensor, margin_s: float
+    teacher: SpeechBase, decoder: CachedDecoder, clip: Tensor, margin_s: float, language: str
 ) -> Lesson | None:
     """The teacher's lesson on one clip of at most 30 s: [N] at 16 kHz; None where it is silent.
 
-    `decoder` is the teacher's. Raises AudioError (audio-too-long).
+    `decoder` is the teacher's, `language` the clip's. Raises AudioError (audio-too-long) and
+    TextError (text-language).
     """
     if is_silent(clip):
         return None
@@ -95,7 +96,7 @@ def make_lesson(
     window_s = max(clip_window_s(samples), student_window_s(samples, margin_s))
     mel_BMT = log_mel([clip], window_s, mel_bins)
     states_BSD = encode_mel(teacher.model.model.encoder, mel_BMT)
-    prefix = teacher.tokenizer.prefix("en")
+    prefix = teacher.tokenizer.prefix(language)
     written = greedy(decoder, teacher, states_BSD, prefix)[0].ids[:MOST_TOKENS]
     ids = (*prefix, *written)
     hidden_BPD = teacher.model.model.decoder(
@@ -116,12 +117,14 @@ def make_lessons(
     clips: Sequence[Tensor],
     margin_s: float,
     progress: Callable[[int], None] = lambda _: None,
+    *,
+    language: str = "en",
 ) -> list[Lesson]:
     """Lessons on all clips that are not silent, in order; `progress` hears how many are done."""
     lessons = []
     decoder = CachedDecoder(teacher.model)
     for number, clip in enumerate(clips, start=1):
-        lesson = make_lesson(teacher, decoder, clip, margin_s)
+        lesson = make_lesson(teacher, decoder, clip, margin_s, language)
         if lesson is not None:
             lessons.append(lesson)
         progress(number)

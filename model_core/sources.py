@@ -24,7 +24,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from model_core.errors import WeightsError
 
 DEFAULT_SOURCE = "tiny.en"
-_HUB_FILES = ("*.json", "*.safetensors", "*.txt")
+_HUB_FILES = ("*.json", "*.txt", "model.safetensors")
+_HUB_SHARDS = "model-*.safetensors"
 _READ_BYTES = 1 << 20
 
 
@@ -205,8 +206,12 @@ def _shards(index: Path) -> tuple[Path, ...]:
 
 
 def _from_hub(source: str) -> Path:
+    """Download a checkpoint: its shards only where there is no whole file, not both."""
     try:
-        return Path(snapshot_download(source, allow_patterns=list(_HUB_FILES)))
+        folder = Path(snapshot_download(source, allow_patterns=list(_HUB_FILES)))
+        if not (folder / "model.safetensors").is_file():
+            folder = Path(snapshot_download(source, allow_patterns=[*_HUB_FILES, _HUB_SHARDS]))
+        return folder
     except HFValidationError as error:
         raise WeightsError(
             f"{source} is neither a name ({', '.join(NAMED_SOURCES)}), nor a folder on this "

@@ -32,6 +32,9 @@ def distil(
     batch: Annotated[int, typer.Option(help="Recordings a step.")] = 8,
     top_k: Annotated[int, typer.Option(help="Experts of eight that an encoder position runs.")] = 6,
     margin_s: Annotated[float, typer.Option(help="Seconds of window after each recording.")] = 2.0,
+    language: Annotated[
+        str, typer.Option(help="Of the recordings, where the checkpoint knows several.")
+    ] = "en",
     as_json: Json = False,
 ) -> None:
     """Split a checkpoint's encoder into experts and distil it from the dense original.
@@ -65,6 +68,7 @@ def distil(
             mixture=dataclasses.replace(distil_run.SPLIT, top_k=top_k),
             config=DistilConfig(steps=steps, batch=batch),
             margin_s=margin_s,
+            language=language,
             report=show,
         )
     made = folder.absolute() / distil_run.BASE_FOLDER

@@ -36,7 +36,7 @@ class DecoderShape:
 
 
 class OnnxSpeech:
-    """An exported model: the engine that `Transcriber` runs instead of torch.
+    """An exported model: the engine of `export.transcribe.OnnxTranscriber`.
 
     Made by `model_core.export.folder.load_onnx`. Safe to share between threads.
 

@@ -1,4 +1,7 @@
-"""Speech to text with an exported model: the windows and cuts of `model_core.transcribe`."""
+"""Speech to text with an exported model: the cuts of `model_core.transcribe`, longer windows.
+
+The export remembers no silence, so its windows are the clip + 3 s and at least 10 s.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +33,16 @@ class OnnxTranscriber:
     def transcribe(self, samples: Tensor) -> Transcript:
         """Transcribe one recording: [N] float32 at 16 kHz, any length."""
         segments = [
-            Segment(start / RATE_HZ, end / RATE_HZ, text)
+            Segment(
+                start / RATE_HZ,
+                end / RATE_HZ,
+                heard[1],
+                mean_log_probability=heard[0].mean_log_probability,
+                no_speech_probability=heard[0].no_speech_probability,
+                ids=heard[0].ids,
+            )
             for start, end in cut_at_pauses(samples)
-            if (text := self._text(samples[start:end]))
+            if (heard := self._heard(samples[start:end])) and heard[1]
         ]
         return Transcript(
             text=" ".join(segment.text for segment in segments),
@@ -44,14 +54,14 @@ class OnnxTranscriber:
         """Transcribe recordings one after the other."""
         return [self.transcribe(samples) for samples in recordings]
 
-    def _text(self, clip: Tensor) -> str:
+    def _heard(self, clip: Tensor) -> tuple[Decoded, str] | None:
         """The clip in its short window; once more in the longest where the text is doubtful."""
         if not may_be_speech(clip):
-            return ""
+            return None
         decoded, text = self._hear(clip, clip_window_s(len(clip)))
         if decoded.is_doubtful(text):
-            _, text = self._hear(clip, MAX_WINDOW_S)
-        return text
+            return self._hear(clip, MAX_WINDOW_S)
+        return decoded, text
 
     def _hear(self, clip: Tensor, window_s: float) -> tuple[Decoded, str]:
         mel_BMT = log_mel([clip], window_s, self._speech.mel_bins)

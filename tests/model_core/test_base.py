@@ -97,10 +97,24 @@ def test_malformed_base(folder, fault):
 def test_prepare_makes_once_and_reuses(tmp_path):
     source = write_nano_checkpoint(tmp_path / "source")
     first = prepare_base(str(source), tmp_path / "base")
-    (source / "model.safetensors").unlink()
+    made = (tmp_path / "base" / "model.safetensors").stat().st_mtime_ns
     assert prepare_base(str(source), tmp_path / "base").base_sha256 == first.base_sha256
+    assert prepare_base(None, tmp_path / "base").base_sha256 == first.base_sha256
+    assert (tmp_path / "base" / "model.safetensors").stat().st_mtime_ns == made
     with pytest.raises(WeightsError, match="another mixture"):
         prepare_base(str(source), tmp_path / "base", MixtureConfig(experts=8))
+
+
+def test_a_folder_with_another_checkpoints_base_is_refused(tmp_path):
+    """Or `base prepare base --folder base` would hand out the tiny.en that was there."""
+    prepare_base(str(write_nano_checkpoint(tmp_path / "one")), tmp_path / "base")
+    other = write_nano_checkpoint(tmp_path / "two")
+    weights = load_file(other / "model.safetensors")
+    weights["model.encoder.layer_norm.weight"] += 1
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+    with pytest.raises(WeightsError, match="another checkpoint") as caught:
+        prepare_base(str(other), tmp_path / "base")
+    assert caught.value.code == "base-malformed"
 
 
 def test_no_local_path_is_written(folder, tmp_path):

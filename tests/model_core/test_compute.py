@@ -7,6 +7,7 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from model_core.compute import active_share, flop_counter, transcription_flops
 from model_core.features import encode_mel
 from model_core.nano import nano_base, nano_whisper
+from model_core.silent_tail import TailedEncoder
 from model_core.sizes import costs, size_named
 from model_core.upcycle import MixtureConfig, feed_forward_layers
 
@@ -51,6 +52,22 @@ def test_count_is_what_runs(name, states, prefix, tokens):
     encoder = flops.convolutions + flops.encoder_attention + flops.encoder_feed_forward
     assert encoder == encoding.get_total_flops()
     assert flops.total - encoder == decoding.get_total_flops()
+
+
+def test_remembered_silence_is_attended_to_and_not_encoded():
+    model = model_of("upcycled-shared")
+    encoder = TailedEncoder(model.model.encoder)
+    mel_1MT = torch.full((1, 80, 2 * 30), 0.4)
+    with torch.no_grad():
+        encoder(mel_1MT, [60])  # silence of this level is encoded here, once and for all
+        with flop_counter() as encoding:
+            states_BXD, _ = encoder(mel_1MT, [60])
+    with flop_counter() as decoding:
+        decode(model, states_BXD, 2, 3)
+    flops = transcription_flops(model, 30, 2, 3, remembered=states_BXD.shape[1] - 30)
+    own = flops.convolutions + flops.encoder_attention + flops.encoder_feed_forward
+    assert own == encoding.get_total_flops()
+    assert flops.total - own == decoding.get_total_flops()
 
 
 @pytest.mark.parametrize("name", MIXTURES)

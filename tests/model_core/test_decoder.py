@@ -17,7 +17,7 @@ from transformers.models.whisper.generation_whisper import _dynamic_time_warping
 
 from model_core.beam import beam_search
 from model_core.cached_decoder import CachedDecoder
-from model_core.decode import Decoded, greedy
+from model_core.decode import Decoded, greedy, token_limit
 from model_core.decode_rules import TokenRules
 from model_core.features import encode_mel, padding_bias
 from model_core.guards import compression_ratio
@@ -91,7 +91,9 @@ def test_padding_never_leaks(base, lengths, seed):
 def test_silence_after_a_clip_does_not_depend_on_its_company(base, lengths, seed):
     generator = torch.Generator().manual_seed(seed)
     frames = [2 * length for length in lengths]
-    mel_BMT = torch.randn(len(frames), 80, max(frames), generator=generator).clamp(min=-0.8)
+    # Each row has its own level of silence: -0.8, -0.6, -0.4, ... of the normalised log-mel.
+    floor_B11 = torch.linspace(-0.8, -0.8 + 0.2 * (len(frames) - 1), len(frames))[:, None, None]
+    mel_BMT = torch.randn(len(frames), 80, max(frames), generator=generator).maximum(floor_B11)
     encoder = TailedEncoder(base.model.model.encoder)
     ids_NT = torch.randint(0, 250, (len(frames), 4), generator=generator)
     decoder = CachedDecoder(base.model)
@@ -129,13 +131,61 @@ def test_order_and_company_do_not_matter(base, order, lengths):
     assert [each.ids for each in shuffled] == [alone[i] for i in order]
 
 
-def test_one_beam_is_greedy_and_more_are_likelier(decoder, base, states):
+def test_one_beam_is_greedy(decoder, base, states):
     prefix = base.tokenizer.prefix()
     plain = greedy(decoder, base, states, prefix)
     for states_SD, each in zip(states, plain, strict=True):
         one = beam_search(decoder, base, states_SD, prefix, 1)
         assert one.ids == each.ids
         assert one.mean_log_probability == pytest.approx(each.mean_log_probability, abs=1e-2)
+
+
+def searched_without_a_cache(base, states_SD, prefix, beams, limit):
+    """Beam search by the book (patience 1): every text is decoded anew, whole, by transformers."""
+    rules, end = TokenRules(base, base.model.config.vocab_size), base.tokenizer.end
+    going, ended = [((), 0.0)], []
+    while going and len(ended) < beams:
+        forks = []
+        for ids, total in going:
+            hidden_TD = base.model.model.decoder(
+                input_ids=torch.tensor([[*prefix, *ids]]), encoder_hidden_states=states_SD[None]
+            )[0][0]
+            bias_V = rules.bias_V if ids else rules.first_bias_V
+            log_p_V = (base.model.proj_out(hidden_TD[-1]) + bias_V).log_softmax(-1)
+            best = log_p_V.topk(2 * beams)
+            forks += [
+                ((*ids, token), total + log_p)
+                for log_p, token in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+            ]
+        forks = sorted(forks, key=lambda fork: -fork[1])[: 2 * beams]
+        ended += [fork for fork in forks if fork[0][-1] == end]
+        going = [fork for fork in forks if fork[0][-1] != end][:beams]
+        if len(going[0][0]) == limit:
+            ended = ended or going
+            going = []
+    ids, total = max(ended, key=lambda fork: fork[1] / len(fork[0]))
+    return tuple(token for token in ids if token != end), total / len(ids)
+
+
+@pytest.mark.parametrize("beams", [2, 3, 5])
+def test_beams_are_those_of_a_search_without_a_cache(beams, states):
+    """Forked texts keep their own keys: a beam that read another's would score otherwise."""
+    base = nano_base()
+    generator = torch.Generator().manual_seed(beams)
+    with torch.no_grad():  # each position has its own favourites, so that no text repeats itself
+        positions = base.model.model.decoder.embed_positions.weight
+        positions.copy_(torch.randn(positions.shape, generator=generator))
+        tokens = base.model.proj_out.weight
+        tokens[base.tokenizer.end] = 1.1 * tokens[161]  # a favourite of some: texts end there
+    decoder, prefix = CachedDecoder(base.model), base.tokenizer.prefix()
+    for states_SD in states:
+        short_SD = states_SD[:4]
+        limit = token_limit(len(short_SD))
+        with torch.inference_mode():
+            ids, score = searched_without_a_cache(base, short_SD, prefix, beams, limit)
+        found = beam_search(decoder, base, short_SD, prefix, beams)
+        assert found.ids == ids
+        assert found.mean_log_probability == pytest.approx(score, abs=1e-3)
 
 
 def test_vocabulary_decides_in_float32():

@@ -46,4 +46,4 @@ def test_snippets_take_at_most_ten_lines_after_their_imports():
         lines = [line for line in snippet.splitlines() if line.strip()]
         own = [line for line in lines if not line.startswith(("import ", "from "))]
         assert len(own) <= 10, heading
-    assert {"Transcribe", "Adapt", "Evaluate"} <= snippets().keys()
+    assert {"Transcribe", "Adapt", "Evaluate", "Export and quantise"} <= snippets().keys()

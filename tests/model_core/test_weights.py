@@ -1,7 +1,9 @@
 """Checkpoints: either format gives the same model, damage is refused by name."""
 
 import dataclasses
+import fnmatch
 import json
+import shutil
 import struct
 
 import numpy as np
@@ -223,3 +225,31 @@ def test_quantised_ctranslate2_is_refused(tmp_path):
     )
     with pytest.raises(WeightsError, match="quantised"):
         load_whisper(resolve_checkpoint(str(tmp_path)))
+
+
+@pytest.mark.parametrize("layout", ["whole beside shards", "shards"])
+def test_hub_id_downloads_one_copy_of_the_weights(tmp_path, monkeypatch, layout):
+    """A repository may hold the weights whole and, in another precision, in shards."""
+    remote = write_nano_checkpoint(tmp_path / "remote")
+    shard = remote / "model-00001-of-00001.safetensors"
+    shutil.copyfile(remote / "model.safetensors", shard)
+    if layout == "shards":
+        names = load_file(shard)
+        (remote / "model.safetensors").unlink()
+        index = {"weight_map": dict.fromkeys(names, shard.name)}
+        (remote / "model.safetensors.index.json").write_text(json.dumps(index))
+    local = tmp_path / "local"
+    local.mkdir()
+
+    def download(repository, allow_patterns):
+        assert repository == "openai/whisper-nano"
+        for path in remote.iterdir():
+            if any(fnmatch.fnmatch(path.name, pattern) for pattern in allow_patterns):
+                shutil.copyfile(path, local / path.name)
+        return str(local)
+
+    monkeypatch.setattr(sources, "snapshot_download", download)
+    checkpoint = resolve_checkpoint("openai/whisper-nano")
+    assert len(checkpoint.files) == 1
+    assert len(list(local.glob("*.safetensors"))) == 1
+    assert load_whisper(checkpoint).model.config.d_model == 32
