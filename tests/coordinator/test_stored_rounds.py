@@ -266,7 +266,7 @@ def explore(new_url: Callable[[], str], examples: int) -> None:
 def test_rounds_in_sqlite_are_those_of_the_pure_machine() -> None:
     with tempfile.TemporaryDirectory() as folder:
         numbers = iter(range(10**6))
-        explore(lambda: f"sqlite:///{Path(folder) / f'{next(numbers)}.db'}", 12)
+        explore(lambda: f"sqlite:///{Path(folder) / f'{next(numbers)}.db'}", 8)
 
 
 @pytest.mark.slow
