@@ -278,4 +278,4 @@ def test_rounds_in_sqlite_are_those_of_the_pure_machine_at_length() -> None:
 
 @pytest.mark.slow
 def test_rounds_in_postgresql_are_those_of_the_pure_machine(new_postgres) -> None:
-    explore(new_postgres, 60)
+    explore(new_postgres, 30)
