@@ -10,6 +10,7 @@ cannot write a word, whatever its clock says. Clocks decide only how long a star
 from __future__ import annotations
 
 import dataclasses
+import logging
 import secrets
 from collections.abc import Callable
 
@@ -20,6 +21,8 @@ from coordinator.errors import LeaseError
 from coordinator.store import LeaseRow, upgrade_schema
 from privacy.schema import Upgrade
 from privacy.store import fenced, writing
+
+_log = logging.getLogger(__name__)
 
 TERM_S = 10.0
 RENEWALS_PER_TERM = 5
@@ -70,6 +73,10 @@ class Lease:
                     "another coordinator runs on this database",
                     remedy="stop that one first, or give this one a database of its own",
                     code="coordinator-running",
+                )
+            if watched is None:
+                _log.warning(
+                    "the last coordinator left no word: waiting %.0f s at most", self.term_s
                 )
             watched = held
             wait(POLL_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tracemalloc
 
 import numpy as np
@@ -11,15 +12,15 @@ from hypothesis import strategies as st
 
 from coordinator.aggregate import aggregate, pack, unpack
 from coordinator.job import JobLoop
-from coordinator.job_records import ADMITTED, JobReader
+from coordinator.job_records import ADMITTED
 from coordinator.optimiser import OptimiserState, apply
 from coordinator.planning import guarantees
 from coordinator.robust import robust_sum
 from coordinator.status import job_status
-from coordinator.store import UpdateRow, create_schema
+from coordinator.store import UpdateRow
 from privacy.errors import PlanError
 from privacy.plan import AggregationSpec, RoundPlan
-from privacy.store import open_engine, writing
+from privacy.store import writing
 from tests.coordinator.fakes import Federation, StepLink, request
 
 MEDIAN = AggregationSpec("median")
@@ -94,20 +95,19 @@ def test_the_mean_is_moved_without_bound():
 
 @pytest.fixture
 def stored(tmp_path):
-    """30 updates of 400 kB in the database, as a round leaves them."""
-    engine = open_engine(f"sqlite:///{tmp_path / 'auricle.db'}")
-    create_schema(engine)
+    """A job, and in its database 3 and 30 updates of 400 kB, as rounds leave them."""
+    federation = Federation(tmp_path)
+    job = federation.operations.submit(request())
     payload = np.ones(100_000, np.float32).tobytes()
     answer = {"code": ADMITTED, "payload_sha256": "", "size_bytes": 0, "received_at": 0.0}
-    with writing(engine) as session:
+    with writing(federation.engine) as session:
         for count in (3, 30):
-            rows = range(count)
             session.add_all(
-                UpdateRow(job="ab", number=count, site=f"s{i}", payload=payload, **answer)
-                for i in rows
+                UpdateRow(job=job, number=count, site=f"s{i}", payload=payload, **answer)
+                for i in range(count)
             )
-    yield JobReader(engine)
-    engine.dispose()
+    yield functools.partial(federation.tools.jobs.payloads, job)
+    federation.engine.dispose()
 
 
 @pytest.mark.parametrize("rule", ["mean", "median", "krum"])
@@ -115,7 +115,7 @@ def test_memory_does_not_grow_with_the_number_of_sites(stored, tmp_path, rule):
     peaks = []
     for count in (3, 30):
         tracemalloc.start()
-        payloads = stored.payloads("ab", count)
+        payloads = stored(count)
         if rule == "mean":
             total_D = aggregate(payloads, 100_000, 1.0)
         else:

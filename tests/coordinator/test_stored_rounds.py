@@ -266,7 +266,7 @@ def explore(new_url: Callable[[], str], examples: int) -> None:
 def test_rounds_in_sqlite_are_those_of_the_pure_machine() -> None:
     with tempfile.TemporaryDirectory() as folder:
         numbers = iter(range(10**6))
-        explore(lambda: f"sqlite:///{Path(folder) / f'{next(numbers)}.db'}", 12)
+        explore(lambda: f"sqlite:///{Path(folder) / f'{next(numbers)}.db'}", 8)
 
 
 @pytest.mark.slow
@@ -278,4 +278,4 @@ def test_rounds_in_sqlite_are_those_of_the_pure_machine_at_length() -> None:
 
 @pytest.mark.slow
 def test_rounds_in_postgresql_are_those_of_the_pure_machine(new_postgres) -> None:
-    explore(new_postgres, 60)
+    explore(new_postgres, 30)

@@ -41,7 +41,7 @@ def code_of(call: object, *arguments: object) -> str:
     return caught.value.code
 
 
-@pytest.mark.parametrize("entries", [3, 600], ids=["short", "long"])
+@pytest.mark.parametrize("entries", [3, 300], ids=["short", "long"])
 def test_one_history_under_two_keys(engine: Engine, tmp_path: Path, entries: int) -> None:
     """Long: signatures are checked in batches, of which one has entries of both keys."""
     ledger = begun(engine, entries)
