@@ -12,10 +12,12 @@ PACKAGES := coordinator client_node model_core privacy deploy
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	--constraint constraints.txt
 
+FUZZ_S ?= 60
+
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: help setup demo test test-slow check bench clean
+.PHONY: help setup demo test test-slow test-faults fuzz check bench clean
 .DEFAULT_GOAL := help
 
 help: ## what each target does
@@ -44,6 +46,12 @@ test: $(READY) ## every test that takes seconds (ARGS=...)
 
 test-slow: $(READY) ## the tests that take minutes (ARGS=...)
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-faults: $(READY) ## every row of docs/faults.md, slow or not (ARGS=...)
+	$(BIN)/python -m pytest -m faults $(ARGS)
+
+fuzz: $(READY) ## every parser of bytes from outside, FUZZ_S seconds each (ARGS=...)
+	AURICLE_FUZZ_S=$(FUZZ_S) $(BIN)/python -m pytest -m faults tests/faults/test_fuzz.py $(ARGS)
 
 check: $(READY) ## format, lint, types, the rooms' import rules, links in the documents
 	$(BIN)/ruff format --check .

@@ -7,8 +7,7 @@ outside can submit code, claim the task or push messages. No process is spawned,
 installed, no outside host is contacted.
 
 Replies are mapped by the message that they answer (the source of an error message is wrong in
-Flower 1.41), and are fetched without waiting, where Flower's own grid would block for a second and
-more while a site is still uploading. Nobody polls by a clock: sites wait in
+Flower 1.41), and are fetched once they are whole. Nobody polls by a clock: sites wait in
 `coordinator.fleet_gate` until something is queued for them, and `wait` returns when something of
 theirs has come.
 """
@@ -249,9 +248,9 @@ class FlowerLink:
                 metadata = reply.metadata
                 self._arriving[metadata.reply_to_message_id] = (metadata.message_id, objects)
         arrived = [m for m in asked if m in self._arriving]
-        open_ = [m for m in kept if m not in arrived]
-        anew = [m for m in open_ if self._node_ids.get(self._flights[m][0]) in started]
-        deliveries += [self._delivery(m, error_code="site-restarted") for m in anew]
+        anew = [m for m in kept if self._node_ids.get(self._flights[m][0]) in started]
+        gone = [m for m in anew if m not in arrived]
+        deliveries += [self._delivery(m, error_code="site-restarted") for m in gone]
         return deliveries + [d for m in arrived if (d := self._fetch(run, m)) is not None]
 
     def wait(self, timeout_s: float) -> None:
@@ -263,7 +262,7 @@ class FlowerLink:
         self.gate.close()
 
     def close(self) -> None:
-        """End the run; sites keep what they have and wait for the next coordinator process."""
+        """End the run; sites keep what they have and wait for the coordinator's next process."""
         if self._run is not None:
             self._run.heartbeat.stop()
             self._state.finish_task(self._run.task.task_id, SubStatus.COMPLETED, "")

@@ -7,9 +7,20 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.matrix import rows
 from tests.postgres import NewDatabase, running_postgres
 
 ENGINES = ("sqlite", "postgresql")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the markers
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as `faults` the tests of other folders that docs/faults.md names."""
+    matrix = set(rows())
+    for item in items:
+        file, _, name = item.nodeid.partition("::")
+        if (file, name.partition("[")[0]) in matrix:
+            item.add_marker("faults")
 
 
 @pytest.fixture(scope="session")

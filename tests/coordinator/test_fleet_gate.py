@@ -7,12 +7,18 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from flwr.proto.fleet_pb2 import PullMessagesRequest, PullMessagesResponse, PushMessagesResponse
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeResponse,
+    PullMessagesRequest,
+    PullMessagesResponse,
+    PushMessagesRequest,
+    PushMessagesResponse,
+)
 from flwr.proto.message_pb2 import Message, PushObjectRequest
 from flwr.proto.node_pb2 import Node
 
 from coordinator import fleet_gate
-from coordinator.fleet_gate import OBJECT_PATH, PULL_PATH, PUSH_PATH, FleetGate
+from coordinator.fleet_gate import OBJECT_PATH, PULL_PATH, PUSH_PATH, START_PATH, FleetGate
 
 LONG_S = 60.0  # no test waits as long
 NOTHING = PullMessagesResponse().SerializeToString()
@@ -273,5 +279,42 @@ def test_uploads_that_never_end_take_bounded_memory(monkeypatch: pytest.MonkeyPa
             await told(gate, flower, (PUSH_PATH, b"", 200, pushed(str(number), "a")))
         assert len(gate._uploads) == 3
         assert await told(gate, flower, (OBJECT_PATH, part("9", "a"), 200, b""))
+
+    story(tell)
+
+
+def announced(*questions: str) -> bytes:
+    """A site's announcement of its answers to `questions`."""
+    request = PushMessagesRequest()
+    for question in questions:
+        request.messages_list.add().metadata.reply_to_message_id = question
+    return bytes(request.SerializeToString())
+
+
+def test_an_answer_is_not_to_be_fetched_before_its_last_part() -> None:
+    async def tell() -> None:
+        flower = Flower()
+        gate = FleetGate(flower, LONG_S)
+        await told(gate, flower, (PUSH_PATH, announced("q"), 200, pushed("s", "a")))
+        assert gate.unfinished("q")
+        await told(gate, flower, (OBJECT_PATH, part("s", "a"), 200, b""))
+        assert not gate.unfinished("q")
+        await told(gate, flower, (PUSH_PATH, announced("r"), 401, b"no"))
+        assert not gate.unfinished("r")
+        await told(gate, flower, (PUSH_PATH, b"\xff\xff", 400, b"no"))  # no protobuf
+
+    story(tell)
+
+
+def test_a_nodes_start_is_news_until_it_is_asked_something() -> None:
+    async def tell() -> None:
+        flower = Flower()
+        gate = FleetGate(flower, LONG_S)
+        answer = ActivateNodeResponse(node_id=7).SerializeToString()
+        assert await told(gate, flower, (START_PATH, b"", 200, answer))
+        assert gate.take_started() == {7}
+        await told(gate, flower, (START_PATH, b"", 200, answer))
+        gate.wake([7])
+        assert gate.take_started() == frozenset()
 
     story(tell)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+from coordinator import flower_link
+from coordinator.flower_link import FlowerLink
 from coordinator.uploads import Uploads
 
 
@@ -53,3 +57,25 @@ def test_a_node_that_started_is_told_once_and_not_after_it_was_asked_anew():
     uploads.forget_started([1])
     assert uploads.take_started() == {2}
     assert uploads.take_started() == frozenset()
+
+
+def test_the_link_fetches_what_is_whole_and_gives_up_what_a_restarted_site_was_asked(monkeypatch):
+    pulled = []
+
+    def pull(request, *_):
+        pulled.extend(request.message_ids)
+        return SimpleNamespace(messages_list=[], message_object_trees=[])
+
+    monkeypatch.setattr(flower_link.runtime_handlers, "pull_messages", pull)
+    link = object.__new__(FlowerLink)
+    monkeypatch.setattr(
+        link, "_running", lambda: SimpleNamespace(run_id=1, task=None), raising=False
+    )
+    link._flights = {"m": ("north", 1), "k": ("south", 1), "l": ("west", 1)}
+    link._state, link._arriving = None, {}
+    link._node_ids = {"north": 7, "south": 8, "west": 9}
+    link.gate = SimpleNamespace(take_started=lambda: {7}, unfinished=lambda m: m == "k")
+    deliveries = link.poll(["m", "k", "l"])
+    assert sorted(pulled) == ["l", "m"]
+    assert [(d.site, d.error_code) for d in deliveries] == [("north", "site-restarted")]
+    assert sorted(link._flights) == ["k", "l"]

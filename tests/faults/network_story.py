@@ -77,7 +77,7 @@ def slow(story: Story, proxy: FaultyProxy) -> dict[str, Any]:
 def killed_mid_upload(story: Story, proxy: FaultyProxy) -> dict[str, Any]:
     """kill -9 of the watched site, its update's head at the coordinator and its bytes not."""
     job = held_upload(story, proxy)
-    process = story.running[WATCHED].process
+    process = story.running.pop(WATCHED).process  # else its death would end the story
     process.send_signal(signal.SIGKILL)
     process.wait()
     proxy.let_go()
