@@ -106,6 +106,7 @@ class Coordinator:
         superlink = create_superlink(home.flower_database)
         self._link = FlowerLink(superlink)
         self._delivery = ReleaseDelivery(self._tools, self._link)
+        self._deliver_at_s = 0.0
         self._stopping = threading.Event()
         self._stopped = threading.Event()
         self._wake = threading.Event()
@@ -227,7 +228,10 @@ class Coordinator:
 
     def _pause(self, duration_s: float) -> bool:
         """Until sites have sent something, or the clock is to be read; whether to stop."""
-        self._delivery.step()
+        # Withdrawals can wait for a tick; a round, which comes by here at each answer, should not.
+        if (now_s := time.monotonic()) >= self._deliver_at_s:
+            self._deliver_at_s = now_s + TICK_S
+            self._delivery.step()
         self._link.wait(max(duration_s, TICK_S))
         return self._stopping.is_set()
 

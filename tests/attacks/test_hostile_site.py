@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import struct
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,14 +16,20 @@ from coordinator.planning import make_plan
 from tests.coordinator.fakes import SPEC, FakeSite, Federation, SmallArtifacts, request, token_of
 
 
-def npy(header: bytes) -> bytes:
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header
+def with_payload(payload: object, **pieces: object) -> RecordDict:
+    record = {"kind": "update", "statement": b"{}", "payload": payload}
+    content = RecordDict({"parcel": ConfigRecord(record)})
+    for name, piece in pieces.items():
+        content[name.replace("_", "-")] = ConfigRecord({"payload": piece})
+    return content
 
 
-def with_array(data: bytes) -> RecordDict:
-    content = RecordDict({"parcel": ConfigRecord({"kind": "update", "statement": b"{}"})})
-    packed = Array(dtype="uint8", shape=(0,), stype="numpy.ndarray", data=data)
-    content["payload"] = ArrayRecord({"packed": packed})
+def with_array() -> RecordDict:
+    """An array where a piece belongs: its .npy header must not be read."""
+    content = with_payload(b"")
+    header = b"\x93NUMPY\x01\x00\x10\x00{'descr': ("
+    packed = Array(dtype="uint8", shape=(0,), stype="numpy.ndarray", data=header)
+    content["piece-1"] = ArrayRecord({"packed": packed})
     return content
 
 
@@ -33,8 +38,10 @@ def damaged(kind: str, body: bytes) -> bytes:
 
 
 REPLIES = {
-    "npy header that never ends": with_array(npy(b"{'descr': (")),
-    "npy string that never ends": with_array(npy(b"{'a':'''")),
+    "array for a piece": with_array(),
+    "text for a payload": with_payload("text"),
+    "numbers for a piece": with_payload(b"", piece_1=[1, 2]),
+    "a piece too far": with_payload(b"", piece_2=b"x"),
     "message that is no protobuf": damaged("Message", b"\xff\xff\xff\xff\x01"),
     "config that is no protobuf": damaged("ConfigRecord", b"{"),
     "json too deep": damaged("RecordDict", b"[" * 100_000),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import hashlib
 import io
 import json
@@ -24,7 +25,7 @@ from client_node.flower_worker import MESSAGE_TYPE, message_to_parcel
 from client_node.invite import INVITE_FORMAT, INVITE_TYPE, Invite, read_invite
 from client_node.manifest import read_manifest
 from coordinator.admission import Admission, admit
-from coordinator.flower_link import content_to_parcel
+from coordinator.flower_content import content_to_parcel
 from coordinator.registry import Enrolment
 from coordinator.request import parse_request, request_json
 from coordinator.tls import make_authority
@@ -38,6 +39,7 @@ from privacy.parcel import Answer, Parcel, ReleaseManifest, RoundOrder, UpdateHe
 from privacy.plan import RoundPlan
 from privacy.signing import Identity, open_as, payload_type_of, seal, seal_statement
 from privacy.store import open_engine
+from privacy.update_encoding import UpdateEncodingError, decode, encode
 from tests.client_node.harness import Coordinator, TickingClock, make_plan
 from tests.client_node.test_release import adapter_bytes
 from tests.coordinator.fakes import FakeSite, Federation, request, token_of
@@ -56,17 +58,22 @@ class Parser:
     allowed: tuple[type[Exception], ...] = ()
 
 
-def _records(array: bytes, kind: Any = "update", statement: Any = b"{}") -> RecordDict:
-    content = RecordDict({"parcel": ConfigRecord({"kind": kind, "statement": statement})})
-    packed = Array(dtype="uint8", shape=(0,), stype="numpy.ndarray", data=array)
-    content["payload"] = ArrayRecord({"packed": packed})
-    return content
-
-
-def _npy() -> bytes:
-    file = io.BytesIO()
-    np.save(file, np.arange(40, dtype=np.uint8))
-    return file.getvalue()
+def _contents(kind: str) -> st.SearchStrategy[RecordDict]:
+    """What Flower may carry in place of a parcel of `kind`, whole parcels among it."""
+    value = st.one_of(
+        st.binary(max_size=40),
+        st.text(max_size=10),
+        st.integers(-(2**62), 2**62),
+        st.lists(st.integers(0, 255), max_size=4),
+        st.just(kind),
+    )
+    known = {"kind": st.just(kind) | value, "statement": st.binary() | value, "payload": value}
+    record = st.fixed_dictionaries({}, optional=known).map(ConfigRecord)
+    array = st.binary(max_size=40).map(
+        lambda data: ArrayRecord({"packed": Array("uint8", (0,), "numpy.ndarray", data)})
+    )
+    names = st.sampled_from(("parcel", "piece-1", "piece-2", "piece-01", "payload"))
+    return st.dictionaries(names, st.one_of(record, array), max_size=4).map(RecordDict)
 
 
 def _message(content: RecordDict) -> SimpleNamespace:
@@ -119,13 +126,10 @@ class Parsers:
         from client_node.errors import RefusalError
 
         odd = (ValueError, KeyError, TypeError, AttributeError)
-        arrays = anything(_npy()).map(_records)
         parsers = {
-            "site's parcel": Parser(arrays, content_to_parcel, odd),
+            "site's parcel": Parser(_contents("update"), content_to_parcel, odd),
             "coordinator's parcel": Parser(
-                anything(_npy()).map(lambda data: _message(_records(data, "round"))),
-                message_to_parcel,
-                (RefusalError,),
+                _contents("round").map(_message), message_to_parcel, (RefusalError,)
             ),
         }
         site = FakeSite("north", self._identity.public)
@@ -137,7 +141,16 @@ class Parsers:
             anything(sealed.statement).map(lambda data: Parcel("update", data, numbers)),
             anything(numbers).map(lambda data: site.sealed(self._plan.job, 1, data)),
         )
-        return parsers | {"update": Parser(updates, lambda parcel: admit(parcel, admission))}
+        packed = {
+            f"{encoding} update": Parser(
+                anything(encode(numbers, encoding, np.random.default_rng(0))),
+                functools.partial(decode, encoding=encoding, size=self._plan.adapter.size),
+                (UpdateEncodingError,),
+            )
+            for encoding in ("bfloat16", "int8")
+        }
+        update = Parser(updates, lambda parcel: admit(parcel, admission))
+        return parsers | packed | {"update": update}
 
     def _of_statements(self) -> dict[str, Parser]:
         parsers: dict[str, Parser] = {}

@@ -28,6 +28,7 @@ OURS = (AuricleError, ModelCoreError)
 NAMES = (
     "adapter",
     "basis",
+    "bfloat16 update",
     "coordinator's parcel",
     "enrolment",
     "enrolment's answer",
@@ -36,6 +37,7 @@ NAMES = (
     "envelope of RoundOrder",
     "envelope of RoundPlan",
     "envelope of UpdateHeader",
+    "int8 update",
     "invite",
     "job request",
     "ledger export",
