@@ -74,7 +74,11 @@ class BodyLimit:
             if not state["too_slow"]:
                 await send(message)
 
-        await self._app(scope, hurried, unless_too_slow)
+        try:
+            await self._app(scope, hurried, unless_too_slow)
+        except Exception:
+            if not state["too_slow"]:  # else it is what the app makes of half a body
+                raise
         if state["too_slow"]:
             refusal = ApiError(408, "the request came too slowly", code="request_timeout")
             await refusal.response()(scope, receive, send)

@@ -89,7 +89,7 @@ def test_subtitles_are_read_by_ffmpeg(client: openai.OpenAI, form: str) -> None:
 
 
 def test_streaming_tells_deltas_that_add_up_to_the_text(client: openai.OpenAI) -> None:
-    events = list(ask(client, wav(speechlike(32.0)), stream=True, model="whisper-1"))
+    events = list(ask(client, wav(speechlike(60.0, 8_000), 8_000), stream=True, model="whisper-1"))
     *deltas, done = events
     assert done.type == "transcript.text.done"
     assert len(deltas) > 1
@@ -153,33 +153,40 @@ def test_tokens(nano: SpeechBase, tmp_path: Path) -> None:
     engine = open_engine(f"sqlite:///{tmp_path / 'auricle.db'}")
     book = TokenBook(engine, lambda: datetime(2026, 1, 1, tzinfo=UTC))
     with site_service(nano, access=book) as url:
-        assert ask(client_of(url)).text
+
+        def asked_with(key: str) -> Any:
+            with client_of(url, key) as client:
+                return ask(client)
+
+        assert asked_with("unused").text
         token, page = book.create("ward-3", ["transcribe"]), book.create("desk", ["page"])
-        assert ask(client_of(url, token)).text
+        assert asked_with(token).text
         for key, kind, code in (
             ("unused", openai.AuthenticationError, "invalid_api_key"),
             (page, openai.PermissionDeniedError, "missing_scope"),
         ):
             with pytest.raises(kind) as caught:
-                ask(client_of(url, key))
+                asked_with(key)
             assert isinstance(caught.value, openai.APIStatusError)
             assert caught.value.code == code
         book.revoke("ward-3")
         with pytest.raises(openai.AuthenticationError):
-            ask(client_of(url, token))
+            asked_with(token)
     engine.dispose()
 
 
 def test_a_full_service_is_waited_for(nano: SpeechBase) -> None:
     """The client tries again after 503 as it does with OpenAI's own service."""
-    with site_service(nano, limits=ServiceLimits(recordings=1)) as url:
-        busy = openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0)
-        stream = ask(busy, wav(speechlike(120.0)), stream=True)
+    with (
+        site_service(nano, limits=ServiceLimits(recordings=1)) as url,
+        client_of(url) as client,
+        client.with_options(max_retries=5) as patient,
+    ):
+        stream = ask(client, wav(speechlike(60.0, 8_000), 8_000), stream=True)
         with pytest.raises(openai.InternalServerError) as caught:
-            ask(client_of(url))
+            ask(client)
         assert (caught.value.status_code, caught.value.code) == (503, "overloaded")
         assert caught.value.response.headers["retry-after"] == "1"
         for _ in stream:
             pass
-        patient = openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=5)
         assert ask(patient).text
