@@ -171,6 +171,8 @@ def serving(app: object) -> Iterator[str]:
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
+        if not thread.is_alive():
+            raise RuntimeError("the server ended before it began to serve")
         time.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
     try:

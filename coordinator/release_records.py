@@ -8,6 +8,7 @@ signed anew while it is held, and never after.
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from typing import Literal, cast
 
 from sqlalchemy import Engine, select
@@ -17,7 +18,6 @@ from coordinator.errors import CoordinatorError
 from coordinator.journal import note
 from coordinator.rounds import OK
 from coordinator.store import (
-    JobRow,
     ParticipantRow,
     ReleaseAnswerRow,
     ReleaseEventRow,
@@ -64,7 +64,6 @@ class StoredRelease:
         events: its life, oldest first; never empty.
         answers: of the sites, by key; a site that was enrolled again counts anew.
         unwilling: sites that had refused the plan of its job: nobody offers it to them.
-        job_done: whether its job has ended; until then the job hands it out.
     """
 
     release: str
@@ -73,7 +72,6 @@ class StoredRelease:
     events: tuple[ReleaseEvent, ...]
     answers: dict[tuple[str, AnswerKind], SiteAnswer]
     unwilling: frozenset[str]
-    job_done: bool
 
     @property
     def state(self) -> ReleaseState:
@@ -95,13 +93,12 @@ class ReleaseRecords:
     def all(self) -> list[StoredRelease]:
         """Every release, oldest first."""
         with reading(self._engine) as session:
-            names = session.scalars(select(ReleaseRow.release).order_by(ReleaseRow.created_at))
-            return [_stored(session, name) for name in names.all()]
+            return _stored(session)
 
     def load(self, release: str) -> StoredRelease:
         """One release. Raises CoordinatorError ("release-unknown")."""
         with reading(self._engine) as session:
-            return _stored(session, release)
+            return _one(session, release)
 
     def adapter(self, release: str) -> bytes:
         """The adapter's bytes. Raises CoordinatorError ("release-unknown")."""
@@ -115,14 +112,14 @@ class ReleaseRecords:
     def publish(self, release: str, statement: bytes, now_s: float) -> None:
         """Publish a held release under the manifest `statement`. Raises CoordinatorError."""
         with writing(self._engine) as session:
-            require_held(_stored(session, release))
+            require_held(_one(session, release))
             _row(session, release).statement = statement
             enter(session, release, "published", now_s)
 
     def withdraw(self, release: str, code: str, now_s: float) -> None:
         """Withdraw a release for the reason `code`. Raises CoordinatorError."""
         with writing(self._engine) as session:
-            if _stored(session, release).state == "withdrawn":
+            if _one(session, release).state == "withdrawn":
                 raise CoordinatorError(
                     f"release {release} is withdrawn already",
                     remedy="nothing to do: sites learn of it when they are online",
@@ -187,30 +184,39 @@ def _row(session: Session, release: str) -> ReleaseRow:
     return row
 
 
-def _stored(session: Session, release: str) -> StoredRelease:
-    row = _row(session, release)
-    events = session.scalars(
-        select(ReleaseEventRow)
-        .where(ReleaseEventRow.release == release)
-        .order_by(ReleaseEventRow.sequence)
-    ).all()
-    answers = session.scalars(
-        select(ReleaseAnswerRow).where(ReleaseAnswerRow.release == release)
-    ).all()
-    people = session.scalars(select(ParticipantRow).where(ParticipantRow.job == row.job)).all()
-    done = session.scalar(select(JobRow.finished_at).where(JobRow.job == row.job))
-    return StoredRelease(
-        release=release,
-        job=row.job,
-        statement=row.statement,
-        events=tuple(
-            ReleaseEvent(one.sequence, cast("ReleaseState", one.state), one.at, one.code)
-            for one in events
-        ),
-        answers={(one.key_id, one.kind): one for one in (_answer(row) for row in answers)},
-        unwilling=frozenset(one.site for one in people if one.plan_code not in (None, OK)),
-        job_done=done is not None,
-    )
+def _one(session: Session, release: str) -> StoredRelease:
+    _row(session, release)
+    return next(one for one in _stored(session) if one.release == release)
+
+
+def _stored(session: Session) -> list[StoredRelease]:
+    """All releases by a few queries, however many there are."""
+    rows = session.scalars(select(ReleaseRow).order_by(ReleaseRow.created_at)).all()
+    jobs = [row.job for row in rows]
+    events: dict[str, list[ReleaseEvent]] = defaultdict(list)
+    for event in session.scalars(select(ReleaseEventRow).order_by(ReleaseEventRow.sequence)):
+        state = cast("ReleaseState", event.state)
+        step = ReleaseEvent(event.sequence, state, event.at, event.code)
+        events[event.release].append(step)
+    answers: dict[str, dict[tuple[str, AnswerKind], SiteAnswer]] = defaultdict(dict)
+    for row in session.scalars(select(ReleaseAnswerRow)):
+        answer = _answer(row)
+        answers[row.release][answer.key_id, answer.kind] = answer
+    unwilling: dict[str, set[str]] = defaultdict(set)
+    for person in session.scalars(select(ParticipantRow).where(ParticipantRow.job.in_(jobs))):
+        if person.plan_code not in (None, OK):
+            unwilling[person.job].add(person.site)
+    return [
+        StoredRelease(
+            release=row.release,
+            job=row.job,
+            statement=row.statement,
+            events=tuple(events[row.release]),
+            answers=answers[row.release],
+            unwilling=frozenset(unwilling[row.job]),
+        )
+        for row in rows
+    ]
 
 
 def _answer(row: ReleaseAnswerRow) -> SiteAnswer:

@@ -43,6 +43,7 @@ from privacy.store import open_engine
 
 LOOPBACK = "127.0.0.1"
 IDLE_S = 1.0
+DELIVERY_S = 1.0
 TICK_S = 0.5  # deadlines, and sites that come online, are seen this late at most
 
 _log = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ class Coordinator:
         superlink = create_superlink(home.flower_database)
         self._link = FlowerLink(superlink)
         self._delivery = ReleaseDelivery(self._tools, self._link)
-        self._deliver_at_s = 0.0
+        self._delivered_at_s = 0.0
         self._stopping = threading.Event()
         self._stopped = threading.Event()
         self._wake = threading.Event()
@@ -203,7 +204,7 @@ class Coordinator:
                 if waiting := self._tools.jobs.unfinished():
                     self._run_job(waiting[0])
                 else:
-                    self._delivery.step()
+                    self._deliver()
                     self._wake.wait(IDLE_S)
         except BaseException as error:  # noqa: BLE001 - raised again by stop(), in the main thread
             self._fail("job", error)
@@ -228,12 +229,16 @@ class Coordinator:
 
     def _pause(self, duration_s: float) -> bool:
         """Until sites have sent something, or the clock is to be read; whether to stop."""
-        # Withdrawals can wait for a tick; a round, which comes by here at each answer, should not.
-        if (now_s := time.monotonic()) >= self._deliver_at_s:
-            self._deliver_at_s = now_s + TICK_S
-            self._delivery.step()
+        self._deliver()
         self._link.wait(max(duration_s, TICK_S))
         return self._stopping.is_set()
+
+    def _deliver(self) -> None:
+        """Tell sites of releases; not at every tick of a job, whose rounds are to be quick."""
+        now_s = self._tools.clock()
+        if abs(now_s - self._delivered_at_s) >= DELIVERY_S:
+            self._delivery.step()
+            self._delivered_at_s = now_s
 
     def _run_job(self, job: str) -> None:
         """Run a job to its end; a fault of its own abandons it and leaves the service up."""
