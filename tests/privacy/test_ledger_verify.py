@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from privacy.accountant import epsilon, epsilon_sec
+from privacy.accountant import Composition, epsilon, epsilon_sec
 from privacy.budget import Budget, BudgetCaps
 from privacy.errors import LedgerError
 from privacy.ledger import Ledger
@@ -551,3 +551,26 @@ def test_a_budget_that_records_in_the_ledger_verifies_to_its_own_spend(tmp_path:
     assert derived.epsilon_loc == spent.epsilon_loc
     assert (derived.reserved, derived.trained) == (3, 2)
     assert (spent.reserved, spent.committed) == (1, 2)
+
+
+@pytest.mark.slow
+def test_a_thousand_clean_rounds_with_crashes_raise_no_alarm(tmp_path: Path) -> None:
+    events: list[tuple[str, dict[str, object]]] = []
+    loc, sec = Composition(), Composition()
+    for round_ in range(1, 1001):
+        this = dataclasses.replace(run(round_), noise_multiplier=2.0 + round_ // 250)
+        loc.add(this.event())
+        sec.add(this.event().summed(3))
+        events += [(RESERVED, this.fields())] * (2 if round_ % 97 == 0 else 1)
+        if round_ % 50 == 0:
+            continue  # killed after its reservation
+        if round_ % 70 == 0:
+            events.append((STOPPED, {"job": this.job, "round": round_, "probes": {}}))
+            continue
+        claims = {"epsilon_loc": loc.epsilon(this.delta), "epsilon_sec": sec.epsilon(this.delta)}
+        events.append((TRAINED, trained(this, [], **claims).fields()))
+    report = verify_export(export_of(tmp_path, IDENTITY, events), [IDENTITY.public])
+    assert report.reason == ""
+    (derived,) = report.epsilons
+    assert (derived.reserved, derived.trained) == (1000, 966)
+    assert derived.epsilon_loc == pytest.approx(loc.epsilon(1e-6))
