@@ -320,7 +320,10 @@ def _read_exact(sealed: bytes, payload_type: str, key: PublicIdentity) -> tuple[
 
 def _fields(payload: bytes, types: Mapping[str, type], format_name: str) -> dict[str, Any]:
     """Parse a JSON object with exactly the fields of `types`. Raises ValueError."""
-    fields = json.loads(payload, object_pairs_hook=_without_duplicates)
+    try:
+        fields = json.loads(payload, object_pairs_hook=_without_duplicates)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
     if not isinstance(fields, dict) or fields.keys() != types.keys():
         raise ValueError("its fields are not those of the format")
     for name, kind in types.items():

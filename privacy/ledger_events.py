@@ -159,7 +159,10 @@ def _typed(values: Mapping[str, Any], field: dataclasses.Field[Any]) -> Any:
             return math.inf
         # Canonical JSON writes 1.0 as 1, so that a whole float comes back as an int.
         _check(isinstance(value, int | float) and not isinstance(value, bool), field.name)
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise ValueError(f"field {field.name} is beyond any float") from error
     kinds: dict[Any, type] = {
         "str": str,
         "int": int,

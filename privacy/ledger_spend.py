@@ -1,7 +1,10 @@
 """ε derived from a ledger: every reservation composed, every claim compared.
 
 Holds the rules that a log's events must keep among themselves: no training without a reservation
-(I1), no second training on one reservation (I2), no claim that the reservations do not give.
+(I1), no second training on one reservation (I2), no claim that the reservations do not give. What
+the log's own owner could write to make its spend look smaller is a fault too: spend under a second
+site's name, one round under two purposes, training after a probe stopped it, or without probes
+where earlier rounds had them.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from dataclasses import replace
 from privacy.accountant import Composition, MechanismEvent, epsilon, epsilon_sec
 from privacy.errors import AccountingError
 from privacy.ledger_entry import Entry, EntryError
-from privacy.ledger_events import RESERVED, TRAINED, MechanismRun, TrainedRound
+from privacy.ledger_events import RESERVED, STOPPED, TRAINED, MechanismRun, TrainedRound
 
 CLAIM_TOLERANCE = 1e-3  # relative and absolute: what two versions of an accountant may differ by
 
@@ -23,8 +26,10 @@ class DerivedEpsilon:
     """ε of one (site, purpose) after a whole log, derived from its reservations alone.
 
     Attributes:
+        delta: the smallest that a reservation states.
         epsilon_loc: composed over all reservations, at `delta`; a crash counts as spent.
-        epsilon_sec: the same under secure aggregation with `honest_sites` honest sites.
+        epsilon_sec: the same under secure aggregation with `honest_sites` honest sites, the fewest
+            that a training states.
         claimed_loc: what the site's last `round.trained` claimed, None where none was trained.
         reserved: rounds reserved.
         trained: rounds trained.
@@ -86,8 +91,9 @@ class Spend:
         # All at once, as the budget composes them: claim by claim differs in the ninth digit.
         events = [run.event() for run in self._runs.values()]
         last = list(self._trained.values())[-1] if self._trained else None
-        delta = list(self._runs.values())[-1].delta
-        honest_sites = last.honest_sites if last else 1
+        # Neither follows the latest round: one with a large δ would shrink what is said of all.
+        delta = min(run.delta for run in self._runs.values())
+        honest_sites = min((done.honest_sites for done in self._trained.values()), default=1)
         return DerivedEpsilon(
             site=self._site,
             purpose=self._purpose,
@@ -139,16 +145,22 @@ class SpendBook:
     def __init__(self, log_id: str) -> None:
         self._log_id = log_id
         self._spends: dict[tuple[str, str], Spend] = {}
+        self._purposes: dict[tuple[str, int], str] = {}  # by (job, round)
+        self._stopped: set[tuple[str, int]] = set()
+        self._ended: set[tuple[str, int]] = set()
+        self._probed = False
 
     def note(self, entry: Entry) -> None:
         """Take in the next entry. Raises EntryError when a reservation or training is wrong."""
         try:
             if entry.kind == RESERVED:
                 run = MechanismRun.from_fields(entry.fields, self._log_id)
-                self._spend(run).reserve(run)
+                self._reserve(run)
             elif entry.kind == TRAINED:
                 trained = TrainedRound.from_fields(entry.fields, self._log_id)
-                self._spend(trained.run).train(trained)
+                self._train(trained)
+            elif entry.kind == STOPPED:
+                self._stop(entry)
         except (ValueError, AccountingError) as error:
             raise EntryError(
                 f"entry {entry.index} ({entry.kind}) is signed and wrong: {error}",
@@ -162,6 +174,33 @@ class SpendBook:
         Raises AccountingError when the accountants disagree about one.
         """
         return tuple(spend.derive() for spend in self._spends.values() if spend.reserved)
+
+    def _reserve(self, run: MechanismRun) -> None:
+        if any(run.site != site for site, _ in self._spends):
+            raise ValueError("it reserves for another site than the rest of this log")
+        if self._purposes.setdefault((run.job, run.round), run.purpose) != run.purpose:
+            raise ValueError("it reserves a round again, for another purpose")
+        self._spend(run).reserve(run)
+
+    def _train(self, trained: TrainedRound) -> None:
+        key = (trained.run.job, trained.run.round)
+        if key in self._stopped:
+            raise ValueError("it trains a round that a probe had stopped")
+        if self._probed and not trained.probes:
+            raise ValueError("it trains without probes, which earlier rounds of this log had")
+        self._spend(trained.run).train(trained)
+        self._ended.add(key)
+        self._probed = self._probed or bool(trained.probes)
+
+    def _stop(self, entry: Entry) -> None:
+        job, round_ = entry.fields.get("job"), entry.fields.get("round")
+        if not isinstance(job, str) or not isinstance(round_, int):
+            raise ValueError("it does not name the round that it stopped")
+        if (job, round_) not in self._purposes:
+            raise ValueError("it stops a round that was not reserved")
+        if (job, round_) in self._ended:
+            raise ValueError("it stops a round that was trained")
+        self._stopped.add((job, round_))
 
     def _spend(self, run: MechanismRun) -> Spend:
         key = (run.site, run.purpose)

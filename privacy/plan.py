@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import re
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 import rfc8785
 
@@ -21,6 +21,7 @@ PLAN_FORMAT_V1 = "auricle/plan/v1"
 PLAN_FORMAT = "auricle/plan/v2"  # demands a probe receipt of every round
 MIN_SAMPLING_RATE = 1e-4  # below it the accountant takes minutes, and no site has a lot
 JOB_NAME = re.compile(r"[0-9a-f]{1,64}")
+_LARGEST_INTEGER = 2**53 - 1  # RFC 8785
 _SITE_KEY = re.compile(r"[0-9a-f]{64}")
 AdapterKind = Literal["lora", "core"]
 PrivacyMode = Literal["local-noise", "secure-aggregation", "none"]
@@ -273,7 +274,10 @@ class RoundPlan:
             fields["aggregation"] = AggregationSpec(**fields.get("aggregation", {}))
             for key in ("sites", "site_keys"):
                 fields[key] = tuple(fields.get(key, ()))
-            return cls(**fields)
+            plan = cls(**fields)
+            for field, kind in get_type_hints(cls).items():
+                _check(_is(getattr(plan, field), kind), field, "has a value of another kind")
+            return plan
         except PlanError:
             raise
         except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -289,6 +293,26 @@ def _check(holds: bool, field: str, what: str) -> None:
             f"plan field {field} {what}",
             remedy="correct the plan and issue it again",
         )
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether `value` is of the annotated type `kind`; True is no number, and no word is free.
+
+    A plan comes from another party, and what it says is written into the site's own ledger: a
+    value that the ledger's verifier refuses would spoil that ledger for good.
+    """
+    parts = get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return all(_is(getattr(value, name), of) for name, of in get_type_hints(kind).items())
+    if get_origin(kind) is Literal:
+        return isinstance(value, str) and value in parts
+    if get_origin(kind) is tuple:
+        return all(_is(part, parts[0]) for part in value)
+    if parts:
+        return any(_is(value, part) for part in parts)
+    if type(value) is int:
+        return kind in (int, float) and abs(value) <= _LARGEST_INTEGER
+    return type(value) is kind and (kind is not float or math.isfinite(value))
 
 
 def as_fields(value: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """kill -9 at any moment: what was acknowledged is there, and the ledger opens (I1, I4).
 
-Each life is a process that appends to the ledger from two threads while it reserves and commits
-budget, and acknowledges each over a pipe; it is killed after a number of acknowledgements, wherever
+Each life is a process that appends to the ledger from up to two threads while it reserves and
+commits budget, and acknowledges each over a pipe; it is killed after some of them, wherever
 its threads then are. Some lives are killed exactly before or after a commit.
 """
 
@@ -29,8 +29,12 @@ PLAN = make_plan(rounds=100_000, privacy_mode="none", noise_multiplier=0.0)
 CAPS = BudgetCaps(delta=DELTA, default=8.0, allow_unprotected=True)
 
 
-def live(url: str, pipe: int, first_round: int, kill_at_commit: int | None) -> None:
-    """Append, reserve and commit until killed."""
+def live(
+    url: str, pipe: tuple[int, int], first_round: int, appenders: int, kill_at_commit: int | None
+) -> None:
+    """Append, reserve and commit until killed, or until nobody listens."""
+    reading, writing = pipe
+    os.close(reading)
     engine = open_engine(url)
     ledger = Ledger(engine, IDENTITY, LOG_ID, ticking())
     budget = Budget(engine, "north", CAPS, ledger.append)
@@ -49,9 +53,9 @@ def live(url: str, pipe: int, first_round: int, kill_at_commit: int | None) -> N
             acknowledge("a", ledger.append("round.opened", {"round": 1}).index)
 
     def acknowledge(what: str, number: int) -> None:
-        os.write(pipe, f"{what} {number}\n".encode())  # short enough to be written whole
+        os.write(writing, f"{what} {number}\n".encode())  # short enough to be written whole
 
-    for _ in range(2):
+    for _ in range(appenders):
         threading.Thread(target=append, daemon=True).start()
     for round_ in range(first_round, PLAN.rounds):
         reservation = budget.reserve(PLAN, round_)
@@ -64,7 +68,7 @@ def acknowledged_in_one_life(url: str, first_round: int, life: int) -> list[tupl
     reading, writing = os.pipe()
     kill_at_commit = 1 + life % 7 if life % 2 else None
     child = multiprocessing.get_context("fork").Process(
-        target=live, args=(url, writing, first_round, kill_at_commit)
+        target=live, args=(url, (reading, writing), first_round, life % 3, kill_at_commit)
     )
     child.start()
     os.close(writing)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -12,15 +13,23 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from privacy.accountant import epsilon, epsilon_sec
+from privacy.accountant import Composition, epsilon, epsilon_sec
 from privacy.budget import Budget, BudgetCaps
 from privacy.errors import LedgerError
 from privacy.ledger import Ledger
-from privacy.ledger_entry import TreeHead
-from privacy.ledger_events import RESERVED, TRAINED, MechanismRun
+from privacy.ledger_entry import (
+    ENTRY_FORMAT,
+    ENTRY_TYPE,
+    NO_PREVIOUS,
+    SignedTreeHead,
+    TreeHead,
+    export_header,
+)
+from privacy.ledger_events import RESERVED, STOPPED, TRAINED, MechanismRun
 from privacy.ledger_verify import Report, verify_export
-from privacy.plan import AdapterSpec, OptimiserSpec, RoundPlan, TensorSpec
-from privacy.signing import Identity
+from privacy.merkle import MerkleTree
+from privacy.plan import PLAN_FORMAT_V1, AdapterSpec, OptimiserSpec, RoundPlan, TensorSpec
+from privacy.signing import Identity, seal_statement
 from tests.privacy.ledger_support import (
     LOG_ID,
     PURPOSE,
@@ -258,6 +267,8 @@ def trained_of(round_: int, reserved: int, **changed: object) -> dict[str, objec
     return trained(run(round_), runs).fields() | changed
 
 
+STOP: dict[str, object] = {"job": run(1).job, "round": 1, "probes": {}}
+
 SIGNED_DEFECTS: dict[str, tuple[list[tuple[str, dict[str, object]]], int, str]] = {
     "trained-without-reservation": ([(TRAINED, trained_of(1, 1))], 0, "not reserved"),
     "trained-before-its-reservation": (
@@ -327,6 +338,38 @@ SIGNED_DEFECTS: dict[str, tuple[list[tuple[str, dict[str, object]]], int, str]] 
     "delta-as-text": ([(RESERVED, fields_of(1, delta="tiny"))], 0, "delta"),
     "delta-as-truth-value": ([(RESERVED, fields_of(1, delta=True))], 0, "delta"),
     "field-missing": ([(RESERVED, {"job": "0b0b", "round": 1})], 0, "missing"),
+    "spend-under-another-sites-name": (
+        [(RESERVED, fields_of(1)), (RESERVED, fields_of(2, site="nobody"))],
+        1,
+        "another site",
+    ),
+    "one-round-for-two-purposes": (
+        [(RESERVED, fields_of(1)), (RESERVED, fields_of(1, purpose="accounts"))],
+        1,
+        "another purpose",
+    ),
+    "trained-after-a-probe-stopped-it": (
+        [(RESERVED, fields_of(1)), (STOPPED, STOP), (TRAINED, trained_of(1, 1))],
+        2,
+        "stopped",
+    ),
+    "stopped-after-it-was-trained": (
+        [(RESERVED, fields_of(1)), (TRAINED, trained_of(1, 1)), (STOPPED, STOP)],
+        2,
+        "was trained",
+    ),
+    "stopped-without-reservation": ([(STOPPED, STOP)], 0, "not reserved"),
+    "stopped-nothing": ([(RESERVED, fields_of(1)), (STOPPED, {"probes": {}})], 1, "does not name"),
+    "probes-left-out-again": (
+        [
+            (RESERVED, fields_of(1)),
+            (TRAINED, trained_of(1, 1)),
+            (RESERVED, fields_of(2)),
+            (TRAINED, trained_of(2, 2, plan_format=PLAN_FORMAT_V1, probes={})),
+        ],
+        3,
+        "without probes",
+    ),
     "negative-epsilon": (
         [(RESERVED, fields_of(1)), (TRAINED, trained_of(1, 1, epsilon_loc=-1))],
         1,
@@ -366,8 +409,8 @@ HONEST: dict[str, list[tuple[str, dict[str, object]]]] = {
     ],
     "two-purposes-are-apart": [
         (RESERVED, fields_of(1)),
-        (RESERVED, run(1, purpose="accounts").fields()),
-        (TRAINED, trained(run(1, purpose="accounts"), [run(1)]).fields()),
+        (RESERVED, run(1, job="0c" * 8, purpose="accounts").fields()),
+        (TRAINED, trained(run(1, job="0c" * 8, purpose="accounts"), [run(1)]).fields()),
         (TRAINED, trained_of(1, 1)),
     ],
     "site-not-named-is-the-log": [
@@ -398,6 +441,54 @@ def test_a_reservation_that_never_trained_is_in_the_derived_epsilon(tmp_path: Pa
     (derived,) = verify_export(export_of(tmp_path, IDENTITY, events)).epsilons
     assert (derived.reserved, derived.trained) == (2, 1)
     assert derived.epsilon_loc == epsilon([run(1).event(), run(2).event()], 1e-6)
+
+
+@pytest.mark.parametrize("odd_first", [True, False])
+def test_a_round_with_a_large_delta_or_many_honest_sites_shrinks_no_epsilon(
+    tmp_path: Path, odd_first: bool
+) -> None:
+    odd = dataclasses.replace(run(1, job="0c" * 8), delta=0.5)
+    events, both = [], [run(1).event()] * 2
+    for done, (this, sites) in enumerate([(odd, 50), (run(1), 3)][:: 1 if odd_first else -1], 1):
+        claim = dataclasses.replace(
+            trained(this, []),
+            epsilon_loc=epsilon(both[:done], this.delta),
+            epsilon_sec=epsilon_sec(both[:done], this.delta, sites),
+            honest_sites=sites,
+        )
+        events += [(RESERVED, this.fields()), (TRAINED, claim.fields())]
+    report = verify_export(export_of(tmp_path, IDENTITY, events))
+    assert report.reason == ""
+    (derived,) = report.epsilons
+    assert (derived.delta, derived.honest_sites) == (1e-6, 3)
+    assert derived.epsilon_loc == pytest.approx(epsilon(both, 1e-6))
+    assert derived.epsilon_sec == pytest.approx(epsilon_sec(both, 1e-6, 3))
+
+
+def sealed_export(folder: Path, payloads: list[bytes]) -> Path:
+    """An export of `payloads` as entries, which their owner signed whatever they say."""
+    key, tree, lines = IDENTITY.public, MerkleTree(), []
+    for payload in payloads:
+        tree.append(payload)
+        lines.append(seal_statement(payload, ENTRY_TYPE, IDENTITY))
+    head = TreeHead(LOG_ID, tree.size, tree.root().hex())
+    lines.append(SignedTreeHead.sign(head, "2026-03-02T08:00:00Z", IDENTITY).sealed)
+    path = folder / "sealed.jsonl"
+    path.write_bytes(b"\n".join([export_header(LOG_ID, key), *lines]) + b"\n")
+    return path
+
+
+@pytest.mark.parametrize("value", ["1" + "0" * 400, "[" * 20_000 + "]" * 20_000])
+def test_what_no_parser_holds_is_a_fault_and_no_crash(tmp_path: Path, value: str) -> None:
+    fields = json.dumps(fields_of(1) | {"clipping_norm": 0}).replace(
+        '"clipping_norm": 0', f'"clipping_norm": {value}'
+    )
+    payload = (
+        f'{{"format": "{ENTRY_FORMAT}", "log_id": "{LOG_ID}", "index": 0, "at": "", '
+        f'"kind": "{RESERVED}", "fields": {fields}, "previous_sha256": "{NO_PREVIOUS}"}}'
+    )
+    report = verify_export(sealed_export(tmp_path, [payload.encode()]), [IDENTITY.public])
+    assert (report.valid, report.first_bad) == (False, 0)
 
 
 def test_an_infinite_claim_survives_the_file(tmp_path: Path) -> None:
@@ -460,3 +551,26 @@ def test_a_budget_that_records_in_the_ledger_verifies_to_its_own_spend(tmp_path:
     assert derived.epsilon_loc == spent.epsilon_loc
     assert (derived.reserved, derived.trained) == (3, 2)
     assert (spent.reserved, spent.committed) == (1, 2)
+
+
+@pytest.mark.slow
+def test_a_thousand_clean_rounds_with_crashes_raise_no_alarm(tmp_path: Path) -> None:
+    events: list[tuple[str, dict[str, object]]] = []
+    loc, sec = Composition(), Composition()
+    for round_ in range(1, 1001):
+        this = dataclasses.replace(run(round_), noise_multiplier=2.0 + round_ // 250)
+        loc.add(this.event())
+        sec.add(this.event().summed(3))
+        events += [(RESERVED, this.fields())] * (2 if round_ % 97 == 0 else 1)
+        if round_ % 50 == 0:
+            continue  # killed after its reservation
+        if round_ % 70 == 0:
+            events.append((STOPPED, {"job": this.job, "round": round_, "probes": {}}))
+            continue
+        claims = {"epsilon_loc": loc.epsilon(this.delta), "epsilon_sec": sec.epsilon(this.delta)}
+        events.append((TRAINED, trained(this, [], **claims).fields()))
+    report = verify_export(export_of(tmp_path, IDENTITY, events), [IDENTITY.public])
+    assert report.reason == ""
+    (derived,) = report.epsilons
+    assert (derived.reserved, derived.trained) == (1000, 966)
+    assert derived.epsilon_loc == pytest.approx(loc.epsilon(1e-6))
