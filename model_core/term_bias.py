@@ -21,8 +21,8 @@ from torch import Tensor
 
 from model_core.tokens import SpeechTokenizer
 
-BEGIN_BONUS = 1.0
-CONTINUE_BONUS = 3.0
+BEGIN_BONUS = 2.0
+CONTINUE_BONUS = 8.0
 
 
 @dataclasses.dataclass

@@ -148,10 +148,10 @@ class LiveStream:
         """Made by `LiveService.open`."""
         self._service, self._reader, self._ear, self._session = service, reader, ear, session
         self._events: asyncio.Queue[Event | None] = asyncio.Queue(_WAITING_EVENTS)
-        self._lock = asyncio.Lock()  # the session's calls, on the loop and on the voice thread
+        self._lock = asyncio.Lock()  # of the session's calls, and so of its events' order
         self._progress = asyncio.Event()
         self._ended = asyncio.Event()
-        self._decoding: asyncio.Task[None] | None = None
+        self._decoding: set[asyncio.Task[None]] = set()
         self._error: LiveError | Exception | None = None
         self._finished = False
         self.touched = service.now()
@@ -193,7 +193,8 @@ class LiveStream:
         while not self._session.is_done and not self._ended.is_set():
             self._progress.clear()
             await self._progress.wait()
-        await self._put(None)
+        async with self._lock:
+            await self._put(None)
 
     async def events(self) -> AsyncIterator[Event]:
         """What happens, until the stream is finished. Raises what ended it early."""
@@ -229,8 +230,8 @@ class LiveStream:
         """End the stream; nothing more is decoded for it."""
         self._ended.set()
         self._progress.set()
-        if self._decoding is not None:
-            self._decoding.cancel()
+        for task in self._decoding:
+            task.cancel()
         self._service.forget(self)
 
     def _refuse_if_over(self) -> None:
@@ -246,23 +247,26 @@ class LiveStream:
     async def _take(self, work: Callable[[], list[Event]]) -> None:
         async with self._lock:
             events = await self._service.judge(work)
-            job = self._session.next_job()
-        for event in events:
-            await self._put(event)
-        if job is not None:
-            self._decoding = asyncio.create_task(self._decode(job))
+            self._start_jobs()
+            for event in events:
+                await self._put(event)
 
-    async def _decode(self, job: Job | None) -> None:
+    def _start_jobs(self) -> None:
+        while (job := self._session.next_job()) is not None:
+            task = asyncio.create_task(self._decode(job))
+            self._decoding.add(task)
+            task.add_done_callback(self._decoding.discard)
+
+    async def _decode(self, job: Job) -> None:
         try:
-            while job is not None:
-                ear = self._ear.final if job.final else self._ear.draft
-                result = await self._service.decode(ear, job.samples_N)
-                async with self._lock:
-                    events = self._session.heard(job, result)
-                    job = self._session.next_job()
-                self._progress.set()
+            ear = self._ear.final if job.final else self._ear.draft
+            result = await self._service.decode(ear, job.samples_N)
+            async with self._lock:
+                events = self._session.heard(job, result)
+                self._start_jobs()
                 for event in events:
                     await self._put(event)
+            self._progress.set()
         except Exception as error:  # noqa: BLE001 - whatever fails is told to the listener
             self.fail(error)
 

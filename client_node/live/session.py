@@ -2,7 +2,8 @@
 
 No clock, thread or transport in here: `push` and `finish` take samples, `next_job` says what
 should be decoded now, `heard` takes the answer. All three return at once, so a driver may keep the
-jobs of many streams in one queue. One job of a stream is out at a time.
+jobs of many streams in one queue. One draft and one final job of a stream are out at a time, so
+that a final text never waits for a draft.
 
 An utterance is decoded while it grows (drafts), and as soon as a pause has lasted two frames, in
 case the pause turns out to be its end: the final text is then ready when the end is certain.
@@ -52,7 +53,7 @@ class LiveSettings:
     max_waiting: int = 2
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Job:
     """A window to decode: `final` with all care, else as a draft. `until` is its last sample."""
 
@@ -70,6 +71,7 @@ class _Utterance:
     drafted_at: int
     pause_at: int | None = None
     asked_until: int | None = None  # where the last final job for it ended
+    heard_until: int = 0  # where the latest window ended whose text is shown
     ready: tuple[int, Heard] | None = None
     agreement: LocalAgreement = dataclasses.field(default_factory=LocalAgreement)
     shown: tuple[str, str] = ("", "")
@@ -95,7 +97,7 @@ class LiveSession:
         self._open: _Utterance | None = None
         self._ended: list[_Ended] = []
         self._next_number = 0
-        self._out: Job | None = None
+        self._out: list[Job] = []
 
     @property
     def heard_s(self) -> float:
@@ -110,7 +112,7 @@ class LiveSession:
     @property
     def is_done(self) -> bool:
         """Whether nothing is open, waiting or out."""
-        return self._open is None and not self._ended and self._out is None
+        return self._open is None and not self._ended and not self._out
 
     def push(self, samples_N: np.ndarray) -> list[Event]:
         """Take the next samples [N] float32 at 16 kHz."""
@@ -125,15 +127,18 @@ class LiveSession:
         return [event for turn in self._voice.end_now() for event in self._take(turn)]
 
     def next_job(self) -> Job | None:
-        """What the model should do now; None while a job is out or nothing is worth one."""
-        if self._out is None:
-            self._out = self._ended_job() or self._open_job()
-            return self._out
-        return None
+        """A job for the model; None where nothing more is worth one now."""
+        busy = {job.final for job in self._out}
+        job = None if True in busy else self._ended_job() or self._paused_job()
+        if job is None and False not in busy:
+            job = self._draft_job()
+        if job is not None:
+            self._out.append(job)
+        return job
 
     def heard(self, job: Job, result: Heard | None) -> list[Event]:
-        """Take the result of the job that was out; None for a draft that was doubtful."""
-        self._out = None
+        """Take the result of a job that was out; None for a draft that was doubtful."""
+        self._out.remove(job)
         if self._ended and self._ended[0].utterance.number == job.utterance:
             ended = self._ended[0]
             if not job.final or job.until != ended.until or result is None:
@@ -145,6 +150,9 @@ class LiveSession:
             return []
         if job.final:
             spoken.ready = job.until, result
+        if job.until <= spoken.heard_until:
+            return []  # a draft that a later window has overtaken
+        spoken.heard_until = job.until
         return self._partial(spoken, result.text)
 
     @property
@@ -210,16 +218,21 @@ class LiveSession:
         ended = self._ended[0]
         return Job(ended.utterance.number, ended.samples_N, final=True, until=ended.until)
 
-    def _open_job(self) -> Job | None:
-        spoken, now = self._open, self._now
-        if spoken is None:
+    def _paused_job(self) -> Job | None:
+        """A final job for an utterance that may just have ended."""
+        spoken = self._open
+        if spoken is None or spoken.pause_at is None:
             return None
-        if spoken.pause_at is not None:
-            until = spoken.pause_at + _TAIL_SAMPLES
-            if until > now or spoken.asked_until == until:
-                return None
-            spoken.asked_until, spoken.drafted_at = until, now
-            return Job(spoken.number, self._samples(spoken.start, until), final=True, until=until)
+        until = spoken.pause_at + _TAIL_SAMPLES
+        if until > self._now or spoken.asked_until == until:
+            return None
+        spoken.asked_until, spoken.drafted_at = until, self._now
+        return Job(spoken.number, self._samples(spoken.start, until), final=True, until=until)
+
+    def _draft_job(self) -> Job | None:
+        spoken, now = self._open, self._now
+        if spoken is None or spoken.pause_at is not None:
+            return None
         least_s = max(
             self._settings.draft_every_s,
             self._settings.draft_share * (now - spoken.start) / RATE_HZ,

@@ -126,7 +126,7 @@ def test_limits_have_their_own_status():
         grpc.StatusCode.OUT_OF_RANGE,
         "stream-too-long",
     )
-    assert refused(speech, limits=LiveLimits(streams=0))[:2] == (
+    assert refused([start()], limits=LiveLimits(streams=0))[:2] == (
         grpc.StatusCode.RESOURCE_EXHAUSTED,
         "stream-busy",
     )

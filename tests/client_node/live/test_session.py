@@ -95,6 +95,23 @@ def test_a_late_answer_does_not_become_the_final():
     assert session.is_done
 
 
+def test_a_final_does_not_wait_for_a_draft_and_an_overtaken_draft_is_not_shown():
+    session, ear = LiveSession(loudness_network, LiveSettings()), CountingEar()
+    session.push(sound((1.0, LOUD)))
+    draft = session.next_job()
+    session.push(sound((0.1, 0)))
+    final = session.next_job()
+    assert draft is not None
+    assert final is not None
+    assert (draft.final, final.final) == (False, True)
+    assert session.next_job() is None
+    (shown,) = session.heard(final, ear.final(final.samples_N))
+    assert shown.tentative == "word0 word1"
+    assert session.heard(draft, Heard("an early guess")) == []
+    (end,) = session.push(sound((0.3, 0)))
+    assert end.text == "word0 word1"
+
+
 def test_a_doubtful_draft_shows_nothing():
     session = LiveSession(loudness_network, LiveSettings())
     session.push(sound((1.0, LOUD)))
