@@ -5,8 +5,10 @@ End-to-End Speech Recognition with Trie-Based Deep Biasing and Shallow Fusion", 
 token that begins a term, or goes on with one that has begun, gets a bonus on its log-probability.
 The bonus is for choosing only: confidences stay those of the model.
 
-Beginning and going on have bonuses of their own. To begin a term is the risky part, as any word
-might be mistaken for it; once its first token stands, the acoustics have spoken.
+Beginning and going on have bonuses of their own. To begin a term is the risky part: any word might
+be mistaken for it, and a greedy decoder takes nothing back. Once its first token stands, the sound
+has spoken. For greedy decoding only: in a beam, whose texts compete by their sums, bonuses of this
+size write terms that nobody said (docs/model.md, "Expected words").
 
 Shape suffixes: N rows, V vocabulary.
 """
@@ -28,7 +30,6 @@ CONTINUE_BONUS = 8.0
 @dataclasses.dataclass
 class _Node:
     children: dict[int, _Node] = dataclasses.field(default_factory=dict)
-    ends: bool = False
 
 
 class TermBias:
@@ -71,28 +72,6 @@ class TermBias:
             found |= dict.fromkeys(node.children, self._continue)
         return found
 
-    def earned(self, ids: Sequence[int]) -> float:
-        """Bonuses of the terms in `ids`, and of one that its end has begun.
-
-        A beginning that came to nothing earns nothing: in a beam search its bonus is taken back.
-        """
-        total, place = 0.0, 0
-        while place < len(ids):
-            length = self._longest(ids[place:])
-            total += (self._begin + (length - 1) * self._continue) if length else 0.0
-            place += max(length, 1)
-        return total
-
-    def _longest(self, ids: Sequence[int]) -> int:
-        """Tokens of the longest term that `ids` begin with; all of them if they begin a term."""
-        node, longest = self._root, 0
-        for length, token in enumerate(ids, start=1):
-            if token not in node.children:
-                return longest
-            node = node.children[token]
-            longest = length if node.ends else longest
-        return len(ids)
-
     def _within(self, ids: Sequence[int]) -> list[_Node]:
         """Nodes of terms that the last ids have begun and not ended, shortest beginning first."""
         nodes: list[_Node] = []
@@ -113,5 +92,4 @@ class TermBias:
         node = self._root
         for token in ids:
             node = node.children.setdefault(token, _Node())
-        node.ends = True
         self._depth = max(self._depth, len(ids))

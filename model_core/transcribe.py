@@ -82,7 +82,8 @@ class DecodingOptions:
         language: of the speech, by Whisper's code.
         task: "translate" writes English, where the model is multilingual.
         temperature: 0 takes the likeliest token each time; above, tokens are drawn.
-        boosted_terms: words to expect, made likelier while they are spelled (`term_bias`).
+        boosted_terms: words to expect, made likelier while they are spelled (`term_bias`); for a
+            transcriber of one beam.
     """
 
     prompt_terms: tuple[str, ...] = ()
@@ -137,7 +138,8 @@ class Transcriber:
     def asked(self, options: DecodingOptions) -> Transcriber:
         """The same model, decoding as `options` say. Costs nothing: weights are shared.
 
-        Raises TextError: `text-language`, `text-empty` for an empty term.
+        Raises TextError: `text-language`, `text-empty` for an empty term; ValueError for boosted
+        terms with several beams.
         """
         other = copy.copy(self)
         other._use(options)
@@ -147,6 +149,8 @@ class Transcriber:
         tokenizer = self._base.tokenizer
         self._temperature = options.temperature
         terms = options.boosted_terms
+        if terms and self._beams > 1:
+            raise ValueError("terms are boosted in greedy decoding only")
         self._boost = TermBias(tokenizer, terms) if terms else None
         self._prefix = (
             *tokenizer.prompt((*self._terms, *options.prompt_terms)),
@@ -286,7 +290,6 @@ class Transcriber:
                 self._beams,
                 length=n,
                 bias_S=bias_X,
-                boost=self._boost,
             )
             for states_XD, n, bias_X in zip(states_BXD, lengths, bias_BX, strict=True)
         ]
