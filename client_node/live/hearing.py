@@ -26,7 +26,9 @@ class SiteEars:
     def listen(self, terms: Sequence[str]) -> SiteEar:
         """An ear that expects `terms`. Raises LiveError (stream-terms) for an empty term."""
         try:
-            return SiteEar(self._serving, DecodingOptions(boosted_terms=tuple(terms)))
+            # The prompt helps most and holds some fifty terms; boosting has no such limit.
+            options = DecodingOptions(prompt_terms=tuple(terms), boosted_terms=tuple(terms))
+            return SiteEar(self._serving, options)
         except TextError as error:
             raise LiveError(
                 "a term is empty",

@@ -54,13 +54,14 @@ class VoiceSettings:
     Attributes:
         threshold: probability from which a frame is speech.
         release: probability below which a frame of running speech is a pause.
-        min_speech_frames: frames of speech in a row before speech is believed (32 ms each).
+        min_speech_frames: frames of speech in a row before speech is believed (32 ms each). The
+            network takes the onset of a tone for speech for up to four.
         end_silence_s: seconds of pause that end an utterance.
     """
 
     threshold: float = 0.5
     release: float = 0.35
-    min_speech_frames: int = 2
+    min_speech_frames: int = 5
     end_silence_s: float = 0.25
 
 
