@@ -62,7 +62,7 @@ class VoiceSettings:
     threshold: float = 0.5
     release: float = 0.35
     min_speech_frames: int = 5
-    end_silence_s: float = 0.25
+    end_silence_s: float = 0.19
 
 
 Change = Literal["start", "pause", "resume", "end"]

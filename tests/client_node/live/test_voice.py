@@ -49,7 +49,7 @@ def test_the_pieces_do_not_matter(network):
 
 def test_a_pause_is_told_at_once_and_the_end_when_it_lasts():
     chances = iter([0.9] * 4 + [0.1] * 3 + [0.9] * 2 + [0.1] * 10)
-    settings = VoiceSettings(min_speech_frames=2)
+    settings = VoiceSettings(min_speech_frames=2, end_silence_s=0.25)
     voice = VoiceActivity(lambda _, state: (next(chances), state), settings)
     turns = voice.push(np.zeros(19 * FRAME_SAMPLES, np.float32))
     told = [(t.change, t.at // FRAME_SAMPLES, t.known_at // FRAME_SAMPLES) for t in turns]
