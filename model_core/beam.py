@@ -20,7 +20,6 @@ from model_core.cached_decoder import CachedDecoder
 from model_core.decode import Decoded, Row, no_speech_of, token_limit
 from model_core.decode_rules import TokenRules
 from model_core.guards import runs_away
-from model_core.term_bias import TermBias
 
 
 @torch.inference_mode()
@@ -34,12 +33,10 @@ def beam_search(
     length: int | None = None,
     bias_S: Tensor | None = None,
     timestamps: bool = False,
-    boost: TermBias | None = None,
 ) -> Decoded:
     """Decode one clip's encoder states [S, D] with `beams` ≥ 1 texts side by side.
 
     `length` of the states are the clip's own (None: all); `bias_S` is added to their scores.
-    The terms of `boost` are made likelier, and count in the comparison of texts.
     """
     end = base.tokenizer.end
     limit = min(token_limit(length or len(states_SD)), decoder.max_positions - len(prefix))
@@ -53,7 +50,7 @@ def beam_search(
     while rows and len(ended) < beams:
         logits_WV = decoder.vocabulary.logits(hidden_WTD[: len(rows), -1], bias_V)
         rules.apply_times(logits_WV, [row.ids for row in rows])
-        forks = _forks(rows, logits_WV.log_softmax(-1), 2 * beams, boost)
+        forks = _forks(rows, logits_WV.log_softmax(-1), 2 * beams)
         ended += [row for _, row in forks if row.ids[-1] == end]
         going = [(parent, row) for parent, row in forks if row.ids[-1] != end][:beams]
         stuck = [row for _, row in going if _is_stuck(row)]
@@ -64,24 +61,21 @@ def beam_search(
         elif len(ended) < beams:
             cache.keep(torch.tensor([parent for parent, _ in going]))
             hidden_WTD = decoder.step(torch.tensor([[row.ids[-1]] for row in rows]), cache)
-    return max(ended, key=lambda row: _score(row, boost) / len(row.ids)).decoded(end)
+    return max(ended, key=_score).decoded(end)
 
 
 def _is_stuck(row: Row) -> bool:
     return len(row.ids) >= row.limit or runs_away(row.ids)
 
 
-def _score(row: Row, boost: TermBias | None) -> float:
-    return sum(row.log_probabilities) + (boost.earned(row.ids) if boost is not None else 0.0)
+def _score(row: Row) -> float:
+    return sum(row.log_probabilities) / len(row.ids)
 
 
-def _forks(
-    rows: Sequence[Row], log_p_WV: Tensor, count: int, boost: TermBias | None
-) -> list[tuple[int, Row]]:
+def _forks(rows: Sequence[Row], log_p_WV: Tensor, count: int) -> list[tuple[int, Row]]:
     """The `count` likeliest continuations by one token: (row continued, new row), best first."""
-    so_far_W1 = torch.tensor([[_score(row, boost)] for row in rows])
-    biased_WV = log_p_WV if boost is None else boost.apply(log_p_WV, [row.ids for row in rows])
-    total_WV = biased_WV + so_far_W1
+    so_far_W1 = torch.tensor([[sum(row.log_probabilities)] for row in rows])
+    total_WV = log_p_WV + so_far_W1
     best = total_WV.flatten().topk(min(count, total_WV.numel()))
     forks = []
     for score, place in zip(best.values.tolist(), best.indices.tolist(), strict=True):
