@@ -44,6 +44,7 @@ from coordinator.rounds import (
     weigh_codes,
 )
 from coordinator.secure_records import clear_steps, forget_refusals, sum_begun
+from coordinator.shortfall import Shortfall
 from coordinator.store import JobRow, ParticipantRow, ReleaseRow, RoundRow, UpdateRow
 from privacy.parcel import UpdateHeader
 from privacy.plan import RoundPlan
@@ -58,27 +59,6 @@ class NewJob:
     plan: RoundPlan
     plan_statement: bytes
     checkpoint: Checkpoint
-
-
-@dataclasses.dataclass(frozen=True)
-class Shortfall:
-    """Why a quorum was missed: codes of the sites that refused or were refused, and who is silent.
-
-    `late` tells silence at the deadline from answers that could no longer make the quorum.
-    """
-
-    refused: dict[str, str]
-    missing: list[str]
-    late: bool
-
-    def explain(self, what: str) -> str:
-        """`what` and its causes, as "below quorum: north refused (policy-adapter)"."""
-        causes = [f"{site} refused ({code})" for site, code in self.refused.items()]
-        if self.missing and self.late:
-            causes.append(f"no answer from {', '.join(self.missing)}")
-        elif self.missing:
-            causes.append(f"{', '.join(self.missing)} not waited for")
-        return f"{what}: {'; '.join(causes)}" if causes else what
 
 
 class Jobs(JobReader):

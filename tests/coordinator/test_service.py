@@ -38,6 +38,7 @@ NOT_PUBLIC = [
     "/openapi.json",
     "/v1/responses",
     "/v1/auricle/enrol/",
+    "/v1/auricle/rotate/",
     "/",
 ]
 
@@ -145,10 +146,9 @@ def test_a_site_enrols_and_is_revoked(home, coordinator, public, admin, approve)
 @pytest.mark.parametrize(
     "body", [b"", b"{}", b"[1]", b"not json", b'{"site": 1}', b"\x80\x04N.", b"[" * 60_000]
 )
-def test_enrolment_of_nonsense_is_refused(public, body):
-    response = public.post(
-        "/v1/auricle/enrol", content=body, headers={"Content-Type": "application/json"}
-    )
+@pytest.mark.parametrize("path", ["/v1/auricle/enrol", "/v1/auricle/rotate"])
+def test_nonsense_from_outside_is_refused(public, path, body):
+    response = public.post(path, content=body, headers={"Content-Type": "application/json"})
     assert response.status_code in (400, 422)
 
 
@@ -162,7 +162,8 @@ def test_a_malformed_enrolment_is_answered_without_what_it_said(public, site):
 
 
 def test_oversized_bodies_are_cut_off(public):
-    assert public.post("/v1/auricle/enrol", content=b"x" * 70_000).status_code == 413
+    for path in ("/v1/auricle/enrol", "/v1/auricle/rotate"):
+        assert public.post(path, content=b"x" * 70_000).status_code == 413
 
     def chunks():
         for _ in range(100):
