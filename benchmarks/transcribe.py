@@ -6,8 +6,9 @@ The same tiny.en weights, int8, one beam, two threads each; real people's clips 
 ../shared/speech/en (or AURICLE_SHARED). Each recording is posted to one server and then to the
 other, so that both meet the same machine. Three groups: clips under 5 s, of 5 to 15 s, and M
 minutes of clips one after another. Latency is from the first byte sent to the last received; the
-real-time factor is all latency ÷ all sound. Peak memory is the resident high-water mark of the
-server (VmHWM, Linux) after the group, ours with its decoder's process.
+real-time factor is all latency ÷ all sound. CPU seconds are told too, since latency on a machine
+that is busy with other work says more of the others. Peak memory is the resident high-water mark
+of the server (VmHWM, Linux) after the group, ours with its decoder's process.
 
 Then 1 to 32 clients at once post clips under 5 s: throughput, and the latency that each sees.
 
@@ -84,6 +85,11 @@ class Server:
         seconds = time.perf_counter() - start
         return str(answer.raise_for_status().json()["text"]), seconds
 
+    def cpu_s(self) -> float:
+        """CPU seconds so far; without the forks that decode (about 0.02 s a clip)."""
+        times = [self.process.cpu_times(), *(c.cpu_times() for c in self.process.children())]
+        return sum(each.user + each.system for each in times)
+
     def peak_mb(self) -> float:
         """Resident high-water mark of the server and its children."""
         processes = [self.process, *self.process.children(recursive=True)]
@@ -157,6 +163,7 @@ def side_by_side(
     """Every recording to each server in turn; one row a server."""
     texts: dict[str, list[str]] = {name: [] for name in servers}
     seconds: dict[str, list[float]] = {name: [] for name in servers}
+    cpu_before_s = {name: server.cpu_s() for name, server in servers.items()}
     for recording in recordings:
         for name, server in servers.items():
             text, latency_s = server.hear(recording)
@@ -175,6 +182,7 @@ def side_by_side(
             "p50_s": round(quantile(seconds[name], 50), 3),
             "p95_s": round(quantile(seconds[name], 95), 3),
             "latency_s": round(sum(seconds[name]), 2),
+            "cpu_s": round(server.cpu_s() - cpu_before_s[name], 2),
             "peak_mb": round(server.peak_mb()),
         }
         for name, server in servers.items()
