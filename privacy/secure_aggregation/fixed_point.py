@@ -64,7 +64,8 @@ class FixedPoint:
         Raises PlanError for a plan whose bounds no word holds.
         """
         deviation = plan.noise_multiplier * plan.clipping_norm
-        step = 2.0 ** math.floor(math.log2(deviation / FINENESS))
+        # By frexp and not by a logarithm, which rounds up to a whole number just below it.
+        step = math.ldexp(0.5, math.frexp(deviation / FINENESS)[1])
         lot = 2 * plan.sampling_rate * plan.expected_subjects
         signal = plan.clipping_norm * (lot + _LOT_TAIL * math.sqrt(lot) + _LOT_TAIL)
         needed = (signal + _NOISE_TAIL * deviation) / step

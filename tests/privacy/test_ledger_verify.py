@@ -21,6 +21,7 @@ from privacy.ledger_entry import (
     ENTRY_FORMAT,
     ENTRY_TYPE,
     NO_PREVIOUS,
+    Chain,
     SignedTreeHead,
     TreeHead,
     export_header,
@@ -569,8 +570,13 @@ def test_a_thousand_clean_rounds_with_crashes_raise_no_alarm(tmp_path: Path) -> 
             continue
         claims = {"epsilon_loc": loc.epsilon(this.delta), "epsilon_sec": sec.epsilon(this.delta)}
         events.append((TRAINED, trained(this, [], **claims).fields()))
-    report = verify_export(export_of(tmp_path, IDENTITY, events), [IDENTITY.public])
+    chain, payloads = Chain(LOG_ID, IDENTITY.public), []
+    for kind, fields in events:
+        entry = chain.draft(kind, fields, "2026-03-02T08:00:00Z", IDENTITY)
+        chain.extend(entry)
+        payloads.append(entry.payload)
+    report = verify_export(sealed_export(tmp_path, payloads), [IDENTITY.public])
     assert report.reason == ""
     (derived,) = report.epsilons
-    assert (derived.reserved, derived.trained) == (1000, 966)
+    assert (derived.reserved, derived.trained) == (1000, 968)
     assert derived.epsilon_loc == pytest.approx(loc.epsilon(1e-6))

@@ -9,7 +9,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from privacy.errors import PlanError
@@ -250,6 +250,7 @@ def test_a_secure_plan_needs_a_key_for_each_site_and_others_have_none() -> None:
     rate=st.floats(0.001, 1),
     subjects=st.integers(1, 100_000),
 )
+@example(sites=2, sigma=0.9999999999999999, norm=1.0, rate=0.5, subjects=100)
 @settings(max_examples=200, deadline=None)
 def test_no_sum_of_integers_wraps(sites, sigma, norm, rate, subjects) -> None:
     plan = make_plan(
