@@ -16,9 +16,9 @@ from typing import Any, Literal
 
 from client_node import assembly, trainer
 from client_node.outbox import Outbox
-from coordinator import job as coordinator_job
 from coordinator.job_records import JobReader
 from coordinator.jobs import Jobs
+from coordinator.release_desk import ReleaseDesk
 from privacy.budget import Budget
 
 When = Literal["before", "after"]
@@ -35,7 +35,7 @@ STEPS: dict[str, tuple[object, str]] = {
     "coordinator reads updates": (JobReader, "payloads"),
     "coordinator checkpoints": (Jobs, "finish_round"),
     "coordinator begins a release": (Jobs, "begin_release"),
-    "coordinator writes release files": (coordinator_job, "write_files"),
+    "coordinator writes release files": (ReleaseDesk, "write_files"),
     "coordinator finishes": (Jobs, "finish"),
 }
 

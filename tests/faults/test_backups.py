@@ -21,7 +21,7 @@ from tests.client_node.harness import CountingTrainer, TickingClock
 from tests.coordinator.fakes import FakeClock, FakeSite, StepLink
 from tests.faults.federation import ADVERSARY, Place, found
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
 ROUNDS = 5
 SITES = ("east", "north")
 

@@ -65,6 +65,7 @@ def with_basis(plan: RoundPlan, basis: bytes) -> RoundPlan:
     return dataclasses.replace(plan, adapter=dataclasses.replace(plan.adapter, basis_sha256=digest))
 
 
+@pytest.mark.slow
 @filed
 def test_a_release_that_is_no_adapter_is_refused_in_bounded_memory_and_never_serves(
     site: Site, coordinator: Coordinator, nano: SpeechBase, make: Callable[[], bytes]
@@ -83,6 +84,7 @@ def test_a_release_that_is_no_adapter_is_refused_in_bounded_memory_and_never_ser
     assert not BOMB.exists()
 
 
+@pytest.mark.slow
 @filed
 def test_a_basis_that_is_none_is_refused_in_bounded_memory_before_training(
     site: Site, coordinator: Coordinator, nano: SpeechBase, make: Callable[[], bytes]

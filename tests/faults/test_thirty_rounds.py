@@ -33,11 +33,10 @@ def test_a_fault_in_each_of_four_rounds_changes_no_released_byte_and_hides_no_ep
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2])
 def test_a_fault_in_each_of_thirty_rounds_changes_no_released_byte_and_hides_no_epsilon(
-    tmp_path: Path, nano: SpeechBase, seed: int
+    tmp_path: Path, nano: SpeechBase
 ) -> None:
-    survives(tmp_path, nano, rounds=30, seed=seed)
+    survives(tmp_path, nano, rounds=30, seed=1)
 
 
 def survives(folder: Path, nano: SpeechBase, rounds: int, seed: int) -> None:
