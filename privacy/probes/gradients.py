@@ -13,6 +13,7 @@ after it come two quiet ones, within C. They are the same but for their loudness
 
     sensitivity             ‖A - B‖ ≤ C        no clipping, by row, by microbatch, by layer, ...
                             ‖L‖ ≥ C(1 - 2m)    the sum is neither divided nor clipped as a whole
+                            ‖L‖ ≤ C(1 - m/2)   clipping does leave room for rounding
                             ‖B‖ = Σ norms > C  what is within C is left alone, and norms are true,
                                                in proportion to the loudness
     alone-equals-in-batch   ‖A - B - L‖ ≤ mC   no statistic, capacity or buffer shared by rows
@@ -111,11 +112,12 @@ def _attempt(
     if not _FAR_BEYOND * norm <= float(loud_norms[0]) < math.inf:
         return {"gradients-flow": False}, {}
     all_D, norms_3 = step([quiet, loud, fainter], _MIXED)
-    moved = float((all_D - rest_D).double().norm())
+    moved, alone = (float(d_D.double().norm()) for d_D in (all_D - rest_D, alone_D))
     sensitivity = {
         "gradients-flow": True,
         "at-most-the-norm": moved <= norm * (1 + _BOUND_SLACK),
-        "reaches-the-norm": float(alone_D.double().norm()) >= norm * (1 - 2 * margin),
+        "reaches-the-norm": alone >= norm * (1 - 2 * margin),
+        "leaves-room": alone <= norm * (1 - margin / 2) * (1 + _BOUND_SLACK),
         "within-the-norm-untouched": _close(float(rest_D.double().norm()), sum(quiet_norms))
         and _close(quiet_norms[1], _FAINTER * quiet_norms[0]),
     }

@@ -13,7 +13,6 @@ CASACUBERTA = "Casacuberta et al. 2022, arXiv:2207.10635"
 MIRONOV = "Mironov 2012, doi:10.1145/2382196.2382264"
 PONOMAREVA = "Ponomareva et al. 2023, arXiv:2303.00654, section 5"
 SENSITIVITY = "probe sensitivity"
-TRAINER_TESTS = "tests/client_node/test_trainer.py"
 ATTACK = "tests/attacks/test_sensitivity.py"
 
 _ALPHA = "alpha=min(1.0, clipping_norm / norm) if norm else 1.0"
@@ -88,7 +87,7 @@ CLIPPING = (
         "clipping",
         f"{MIRONOV}; {CASACUBERTA}: overflow",
         (Edit(clip_and_sum, _NORM, "norm = float(double_D.half().norm())"),),
-        "tests/privacy/test_mechanism.py",
+        SENSITIVITY,
     ),
     _clip(
         "undefined-gradient-summed",
@@ -134,7 +133,7 @@ CLIPPING = (
         "clipping",
         CASACUBERTA,
         (Edit(SpeechTrainer._clipped_sum, "(1 - ROUNDING_MARGIN)", "1.0"),),
-        TRAINER_TESTS,
+        SENSITIVITY,
     ),
     Mutant(
         "weights-of-any-size",

@@ -272,6 +272,30 @@ def test_a_step_that_leaves_the_loud_subject_unclipped_fails():
     assert "at-most-the-norm" in failed(simulator.probe())
 
 
+def test_a_step_that_leaves_no_room_for_rounding_fails():
+    simulator = Simulator()
+    honest, room = simulator.step, 1 - MARGIN
+
+    def roomless(subjects, rows_per_step):
+        sum_D, norms_U = honest(subjects, rows_per_step)
+        return (sum_D / room if len(subjects) == 1 else sum_D), norms_U
+
+    simulator.step = roomless
+    assert "leaves-room" in failed(simulator.probe())
+
+
+@pytest.mark.parametrize("guess", [1e-6, 1.0, 1e6])
+def test_a_bad_guess_of_loudness_costs_a_pass_and_no_alarm(guess):
+    simulator = Simulator()
+    honest, calls = simulator.step, []
+    simulator.step = lambda *lot: calls.append(lot) or honest(*lot)
+    simulator.loudness.norm = guess
+    assert simulator.probe(1).passed
+    first = len(calls)
+    assert simulator.probe(1).passed
+    assert len(calls) - first == 3 <= first <= 4
+
+
 def test_a_sum_beyond_what_its_lot_allows_fails():
     simulator = Simulator()
     done = simulator.done()
