@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.encoder_times import encoder_times
+from model_core import features
 from model_core.audio import read_audio
 from model_core.base import SpeechBase, load_base
 from model_core.cached_decoder import CachedDecoder
@@ -40,9 +41,10 @@ from model_core.compute import TranscriptionFlops, active_share, transcription_f
 from model_core.decode import greedy
 from model_core.distil_run import BASE_FOLDER
 from model_core.evaluate import normalise, word_error_rate
-from model_core.features import MAX_WINDOW_S, encode_mel, log_mel
+from model_core.features import FRAMES_PER_STATE, MAX_WINDOW_S, encode_mel, log_mel
 from model_core.layer_fit import fit_encoder
 from model_core.lessons import student_window_s
+from model_core.silent_tail import TailedEncoder
 from model_core.transcribe import clip_window_s
 from model_core.upcycle import MixtureConfig, mixture_named, upcycle
 from model_core.weights import Whisper, load_whisper, resolve_checkpoint
@@ -58,13 +60,15 @@ TOP_KS = (7, 6, 5, 4, 3)
 RESAMPLES = 2000
 _BATCH = 16
 
+SHORT = f"clip + {MARGIN_S:g} s"
 CUT = "≥ 10 s"  # the clip + 3 s: an encoder that cuts and remembers no silence
+REMEMBERED = "clip + 1 s, remembered"  # the product's: what follows is known to be silence
 WINDOWS: dict[str, Callable[[int], float]] = {
     "30 s": lambda _: MAX_WINDOW_S,
     CUT: clip_window_s,
-    f"clip + {MARGIN_S:g} s": lambda samples: student_window_s(samples, MARGIN_S),
+    SHORT: lambda samples: student_window_s(samples, MARGIN_S),
+    REMEMBERED: lambda samples: student_window_s(samples, features.MARGIN_S),
 }
-SHORT = list(WINDOWS)[-1]
 
 
 @dataclass(frozen=True)
@@ -111,8 +115,10 @@ def short_mels(paths: Sequence[Path]) -> list[Tensor]:
 
 
 @torch.inference_mode()
-def score(base: SpeechBase, clips: Sequence[Clip], window: Callable[[int], float]) -> Score:
+def score(base: SpeechBase, clips: Sequence[Clip], name: str) -> Score:
     """Transcribe in batches of like windows, counting each clip's own FLOPs."""
+    window = WINDOWS[name]
+    tailed = TailedEncoder(base.model.model.encoder) if name == REMEMBERED else None
     prefix = tuple(base.tokenizer.prefix("en"))
     by_window: dict[float, list[int]] = defaultdict(list)
     for number, clip in enumerate(clips):
@@ -124,14 +130,21 @@ def score(base: SpeechBase, clips: Sequence[Clip], window: Callable[[int], float
         for start in range(0, len(members), _BATCH):
             numbers = members[start : start + _BATCH]
             mel_BMT = log_mel([clips[number].samples for number in numbers], duration_s)
-            states_BSD = encode_mel(base.model.model.encoder, mel_BMT)
+            if tailed is not None:
+                states_BSD, bias_BS = tailed(mel_BMT, [mel_BMT.shape[2]] * len(numbers))
+            else:
+                states_BSD, bias_BS = encode_mel(base.model.model.encoder, mel_BMT), None
+            own = mel_BMT.shape[2] // FRAMES_PER_STATE
+            remembered = states_BSD.shape[1] - own
             for number, decoded in zip(
-                numbers, greedy(decoder, base, states_BSD, prefix), strict=True
+                numbers,
+                greedy(decoder, base, states_BSD, prefix, bias_CS=bias_BS),
+                strict=True,
             ):
                 texts[number] = "" if decoded.is_silence else base.tokenizer.decode(decoded.ids)
                 counts.append(
                     transcription_flops(
-                        base.model, states_BSD.shape[1], len(prefix), len(decoded.ids) + 1
+                        base.model, own, len(prefix), len(decoded.ids) + 1, remembered
                     )
                 )
     parts = zip(*(astuple(count) for count in counts), strict=True)
@@ -183,13 +196,15 @@ def curve(
         makers.append(("split", [CUT], partial(split_base, whisper, top_k, None)))
         makers.append(("fitted", [CUT, SHORT], partial(split_base, whisper, top_k, mels)))
         makers.append(("fitted, others", [SHORT], partial(split_base, whisper, top_k, others)))
-    makers += [("distilled", [CUT, SHORT], partial(load_base, run / BASE_FOLDER)) for run in runs]
+    makers += [
+        ("distilled", list(WINDOWS)[1:], partial(load_base, run / BASE_FOLDER)) for run in runs
+    ]
     rows, scores = [], []
     for name, windows, make in makers:
         base = make()
         share = active_share(base.model.model.encoder.layers[0])
         for window in windows:
-            scores.append(score(base, clips, WINDOWS[window]))
+            scores.append(score(base, clips, window))
             rows.append({"model": name, "window": window, "active_share": round(share, 3)})
             progress(f"{name}, {window}, {share:.0%} of the units")
     reference = scores[1]
