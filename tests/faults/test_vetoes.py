@@ -30,7 +30,7 @@ def assert_vetoed(
 ) -> None:
     """A rightly signed plan with `fields` is refused by `code`, and so is an order under it."""
     plan, basis = make_plan(nano)
-    changed = json.loads(plan.to_json()) | fields
+    changed = json.loads(json.dumps(dataclasses.asdict(plan))) | fields
     kind = payload_type_of(RoundPlan)
     statement = seal_statement(rfc8785.dumps(changed), kind, coordinator.identity)
     trainer = Untouched()
