@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,7 +106,7 @@ def test_no_job_order_or_release_of_a_name_that_is_none_is_taken(
 
     outside = one_site.home.root.parent
     before = places(outside)
-    fields = json.loads(plan.to_json()) | {"job": name}
+    fields = json.loads(json.dumps(dataclasses.asdict(plan))) | {"job": name}
     statement = seal_statement(
         rfc8785.dumps(fields), payload_type_of(RoundPlan), coordinator.identity
     )
