@@ -33,7 +33,13 @@ _ANSWER: dict[int | str, dict[str, Any]] = {
         "content": {
             "application/json": {"schema": {"type": "object", "required": ["text"]}},
             "text/plain": {"schema": {"type": "string"}},
-            "text/event-stream": {"schema": {"type": "string"}},
+            "text/event-stream": {  # of each event
+                "schema": {
+                    "type": "object",
+                    "properties": {"data": {"type": "string"}},
+                    "required": ["data"],
+                }
+            },
         },
     }
 }

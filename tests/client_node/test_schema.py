@@ -26,7 +26,19 @@ CHECKS: list[Any] = [
     unsupported_method,
 ]
 APP = make_app(FakeTranscriber(), site_status, ("localhost", "testserver"))
-schema = schemathesis.openapi.from_asgi("/openapi.json", APP)
+
+
+async def living(scope: Any, receive: Any, send: Any) -> None:
+    """The service, never stopped: schemathesis starts and stops it for each request."""
+    if scope["type"] != "lifespan":
+        await APP(scope, receive, send)
+        return
+    for _ in range(2):  # startup, shutdown
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+
+
+schema = schemathesis.openapi.from_asgi("/openapi.json", living)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
