@@ -29,7 +29,7 @@ from model_core.basis import basis_from_bytes
 from model_core.errors import AdapterError, TextError
 from model_core.training import Example, collate, make_example, row_losses
 from privacy.mechanism import privatise
-from privacy.per_subject import PerSubjectEngine
+from privacy.per_subject import PerSubjectEngine, refuse_unsupported
 from privacy.plan import RoundPlan
 from privacy.probes import (
     Invented,
@@ -311,6 +311,7 @@ class SpeechTrainer:
         if [(name, tuple(shape)) for name, shape in adapter.tensor_specs()] != expected:
             raise _mismatch("its tensors are not those that the plan lists")
         require_frozen_encoder(adapter)
+        refuse_unsupported(self._base.model, adapter.layers)
         engine = PerSubjectEngine(adapter.layers, tensors=[name for name, _ in expected])
         self._attached = _Attached(plan.sha256, adapter, engine, Loudness())
         return self._attached

@@ -18,6 +18,7 @@ from privacy.errors import AccountingError
 from privacy.ledger_entry import Entry, EntryError
 from privacy.ledger_events import RESERVED, STOPPED, TRAINED, MechanismRun, TrainedRound
 
+ALL_PURPOSES = "all purposes"
 CLAIM_TOLERANCE = 1e-3  # relative and absolute: what two versions of an accountant may differ by
 
 
@@ -26,6 +27,7 @@ class DerivedEpsilon:
     """ε of one (site, purpose) after a whole log, derived from its reservations alone.
 
     Attributes:
+        purpose: `ALL_PURPOSES` for what a person who is in every round spends in all.
         delta: the smallest that a reservation states.
         epsilon_loc: composed over all reservations, at `delta`; a crash counts as spent.
         epsilon_sec: the same under secure aggregation with `honest_sites` honest sites, the fewest
@@ -55,6 +57,7 @@ class Spend:
         self._runs: dict[tuple[str, int], MechanismRun] = {}  # by (job, round), oldest first
         self._trained: dict[tuple[str, int], TrainedRound] = {}
         self._composed = {1: Composition()}  # by how many honest sites add their noise
+        self._claims = True
 
     @property
     def reserved(self) -> int:
@@ -86,6 +89,12 @@ class Spend:
         self._check_claims(trained)
         self._trained[key] = trained
 
+    def take_over(self, other: Spend) -> None:
+        """Count another purpose's rounds here too; its claims were of that purpose alone."""
+        self._runs |= other._runs
+        self._trained |= other._trained
+        self._claims = False
+
     def derive(self) -> DerivedEpsilon:
         """ε after everything counted so far."""
         # All at once, as the budget composes them: claim by claim differs in the ninth digit.
@@ -101,7 +110,7 @@ class Spend:
             epsilon_loc=epsilon(events, delta),
             epsilon_sec=epsilon_sec(events, delta, honest_sites),
             honest_sites=honest_sites,
-            claimed_loc=last.epsilon_loc if last else None,
+            claimed_loc=last.epsilon_loc if last and self._claims else None,
             reserved=self.reserved,
             trained=len(self._trained),
         )
@@ -169,11 +178,18 @@ class SpendBook:
             ) from error
 
     def derive(self) -> tuple[DerivedEpsilon, ...]:
-        """ε of each site and purpose, in the order in which they first appear.
+        """ε of each purpose in the order in which they first appear; of several, of all too.
 
         Raises AccountingError when the accountants disagree about one.
         """
-        return tuple(spend.derive() for spend in self._spends.values() if spend.reserved)
+        spent = [spend for spend in self._spends.values() if spend.reserved]
+        if len(spent) > 1:
+            # One person may be in the rounds of each: five purposes at ε = 8 are more than 8.
+            together = Spend(next(site for site, _ in self._spends), ALL_PURPOSES)
+            for spend in spent:
+                together.take_over(spend)
+            spent.append(together)
+        return tuple(spend.derive() for spend in spent)
 
     def _reserve(self, run: MechanismRun) -> None:
         if any(run.site != site for site, _ in self._spends):

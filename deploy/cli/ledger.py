@@ -220,12 +220,12 @@ def _epsilon_table(report: Report) -> Table | str:
             line.purpose,
             str(line.reserved),
             f"{epsilon_text(line.epsilon_loc)}",
-            f"{epsilon_text(line.epsilon_sec)} ({line.honest_sites} honest)",
+            f"{epsilon_text(line.epsilon_sec)} ({line.honest_sites} honest, claimed)",
             f"{line.delta:g}",
         )
         for line in report.epsilons
     ]
-    columns = ("Site", "Purpose", "Rounds", "ε trusting nobody", "ε with secure aggregation", "δ")
+    columns = ("Site", "Purpose", "Rounds", "ε trusting nobody", "ε if summed securely", "δ")
     return table("ε computed again from what ran", columns, rows) if rows else _NO_ROUND
 
 

@@ -27,6 +27,7 @@ from privacy.ledger_entry import (
     export_header,
 )
 from privacy.ledger_events import RESERVED, STOPPED, TRAINED, MechanismRun
+from privacy.ledger_spend import ALL_PURPOSES
 from privacy.ledger_verify import Report, verify_export
 from privacy.merkle import MerkleTree
 from privacy.plan import PLAN_FORMAT_V1, AdapterSpec, OptimiserSpec, RoundPlan, TensorSpec
@@ -435,6 +436,16 @@ def test_an_honest_log_raises_no_alarm(
     report = verify_export(export_of(tmp_path, IDENTITY, events), [IDENTITY.public])
     assert report.reason == ""
     assert report.valid
+
+
+def test_several_purposes_are_composed_for_who_is_in_all_of_them(tmp_path: Path) -> None:
+    report = verify_export(export_of(tmp_path, IDENTITY, HONEST["two-purposes-are-apart"]))
+    one, other, together = report.epsilons
+    assert (one.purpose, other.purpose, together.purpose) == (PURPOSE, "accounts", ALL_PURPOSES)
+    assert together.reserved == one.reserved + other.reserved
+    assert together.epsilon_loc == epsilon([run(1).event()] * 2, 1e-6)
+    assert together.epsilon_loc > max(one.epsilon_loc, other.epsilon_loc)
+    assert together.claimed_loc is None
 
 
 def test_a_reservation_that_never_trained_is_in_the_derived_epsilon(tmp_path: Path) -> None:
