@@ -288,7 +288,8 @@ class ModelStore:
     def _require_known_parent(self, manifest: ReleaseManifest) -> None:
         """Where the parent is held here, it must be the very one that the manifest names."""
         parent = manifest.parent
-        if parent is None or not _names_release(self._folder / parent):
+        known = parent is not None and _RELEASE_ID.fullmatch(parent)
+        if parent is None or not known or not _names_release(self._folder / parent):
             return
         statement = (self._folder / parent / MANIFEST_NAME).read_bytes()
         signed = open_statement(statement, payload_type_of(ReleaseManifest), self._trusted)

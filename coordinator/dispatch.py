@@ -11,7 +11,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Mapping
 
-from coordinator.link import FleetLink
+from coordinator.link import FleetLink, SiteGoneError
 from privacy.parcel import Parcel
 
 RETRY_AFTER_S = 1.0
@@ -57,7 +57,10 @@ class Dispatch:
         asked = sorted(due & self._link.online()) if due else []
         for site in asked:
             question = questions[site]
-            message = self._link.send(site, question.parcel())
+            try:
+                message = self._link.send(site, question.parcel())
+            except SiteGoneError:  # revoked since it was seen online
+                continue
             self._flights[message] = (site, question.key)
         return frozenset(asked)
 

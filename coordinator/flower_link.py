@@ -74,7 +74,7 @@ from starlette.middleware.base import BaseHTTPMiddleware
 
 from coordinator.fleet_gate import FleetGate
 from coordinator.flower_content import content_to_parcel, parcel_to_content
-from coordinator.link import Delivery
+from coordinator.link import Delivery, SiteGoneError
 from privacy.parcel import Parcel
 
 MESSAGE_TYPE = "query"
@@ -208,9 +208,10 @@ class FlowerLink:
     def send(self, site: str, parcel: Parcel) -> str:
         """Queue `parcel` for the site's node, which fetches it at its next poll."""
         run = self._running()
-        message = Message(
-            parcel_to_content(parcel), self._node_ids[site], MESSAGE_TYPE, ttl=MESSAGE_TTL_S
-        )
+        node = self._node_ids.get(site)
+        if node is None:
+            raise SiteGoneError(site)
+        message = Message(parcel_to_content(parcel), node, MESSAGE_TYPE, ttl=MESSAGE_TTL_S)
         with no_object_id_recompute():
             message_id = str(message.object_id)
             message.metadata.__dict__["_message_id"] = message_id
@@ -226,7 +227,7 @@ class FlowerLink:
                     content = objects[object_id].deflate()
                     self._state.store_object(run.run_id, response.session_id, object_id, content)
         self._flights[message_id] = (site, run.run_id)
-        self.gate.wake([self._node_ids[site]])
+        self.gate.wake([node])
         return message_id
 
     def poll(self, message_ids: Collection[str]) -> list[Delivery]:

@@ -9,6 +9,10 @@ from typing import Protocol
 from privacy.parcel import Parcel
 
 
+class SiteGoneError(Exception):
+    """The site was revoked between the moment it was seen and now."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Delivery:
     """A site's reply to the message `message_id`, or the code of why there is none.
@@ -31,7 +35,7 @@ class FleetLink(Protocol):
         ...
 
     def send(self, site: str, parcel: Parcel) -> str:
-        """Hand a parcel over for `site`; returns the message's id."""
+        """Hand a parcel over for `site`; returns the message's id. Raises SiteGoneError."""
         ...
 
     def poll(self, message_ids: Collection[str]) -> list[Delivery]:

@@ -17,6 +17,7 @@ from coordinator.errors import CoordinatorError
 STOP_GRACE_S = 5
 BACKLOG = 256
 START_POLL_S = 0.02
+MOST_CONNECTIONS = 1_000  # each may hold a body of the largest size while it is read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +104,7 @@ class Listener:
             access_log=False,
             server_header=False,
             ws="none",
+            limit_concurrency=MOST_CONNECTIONS,
             timeout_graceful_shutdown=STOP_GRACE_S,
             **security,
         )

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from coordinator.answers import answer_code, held_size
 from coordinator.dispatch import Dispatch, Question, Reply
 from coordinator.job import Tools
-from coordinator.link import FleetLink
+from coordinator.link import FleetLink, SiteGoneError
 from coordinator.release import manifest_sha256
 from coordinator.release_records import AnswerKind, SiteAnswer, StoredRelease, current_of
 from privacy.parcel import Parcel, ParcelKind, ReleaseOffer, ReleaseWithdrawal
@@ -75,7 +75,9 @@ class ReleaseDelivery:
 
     def _take(self, reply: Reply, stored: StoredRelease, kind: AnswerKind) -> None:
         tools = self._tools
-        site = tools.registry.active()[reply.site]
+        site = tools.registry.active().get(reply.site)
+        if site is None:
+            return
         code = answer_code(
             reply.parcel,
             site,
@@ -96,7 +98,10 @@ class ReleaseDelivery:
         if kind == "withdraw":
             digest = manifest_sha256(stored.statement, tools.identity.public)
             return Parcel("withdraw", seal(_withdrawal(stored, digest), tools.identity))
-        head = tools.journal.heads(tools.registry.active()[name]).show()
+        site = tools.registry.active().get(name)
+        if site is None:
+            raise SiteGoneError(name)
+        head = tools.journal.heads(site).show()
         adapter = tools.releases.adapter(stored.release)
         return Parcel("offer", seal(_offer(stored, head), tools.identity), adapter)
 

@@ -194,6 +194,9 @@ class SecureRound:
             return answer_code(parcel, site, expected=expected, job=self._job, subject_sha256="")
         if parcel.kind != expected:
             return "kind-unexpected"
+        planned = Setting.of(record.plan, number).identities[site.name]
+        if planned.key_id != site.identity.key_id:
+            return "key-retired"  # the plan is of before its rotation
         try:
             self._verify(step, parcel.statement, record, number, site.name)
         except SecureAggregationError as error:

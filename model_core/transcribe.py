@@ -253,7 +253,9 @@ class Transcriber:
                 [clips[i] for i in batch], [frames[i] for i in batch]
             )
             lengths = [frames[index] // FRAMES_PER_STATE for index in batch]
-            decoded = self._decode(states_BXD, lengths, bias_BX)
+            # What can be said is the clip's own length, in whatever window it is heard.
+            said = [window_frames(window_s(len(clips[i]))) // FRAMES_PER_STATE for i in batch]
+            decoded = self._decode(states_BXD, said, bias_BX)
             for index, states_SD, length, each in zip(
                 batch, states_BXD, lengths, decoded, strict=True
             ):

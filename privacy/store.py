@@ -89,7 +89,7 @@ def open_engine(url: str) -> Engine:
         return _open_postgresql(parsed)
     if parsed.database and parsed.database != ":memory:":
         os.close(os.open(parsed.database, os.O_RDWR | os.O_CREAT, 0o600))
-    engine = create_engine(parsed)
+    engine = create_engine(parsed, hide_parameters=True)  # an error names no subject (I5)
     event.listen(engine, "connect", _configure_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
@@ -179,7 +179,7 @@ def _open_postgresql(url: URL) -> Engine:
     if url.drivername == "postgresql":
         url = url.set(drivername="postgresql+psycopg")
     try:
-        engine = create_engine(url, pool_pre_ping=True)
+        engine = create_engine(url, pool_pre_ping=True, hide_parameters=True)
     except ModuleNotFoundError as error:
         raise StoreError(
             "PostgreSQL needs a driver that is not installed",

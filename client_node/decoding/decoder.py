@@ -59,6 +59,9 @@ class DecodedRecording:
         self._file.close()
 
 
+_AT_ONCE = 4  # each may take its limit of memory
+
+
 class RecordingDecoder:
     """Decodes recordings in processes forked from one that is kept warm. Threads may share it.
 
@@ -68,6 +71,7 @@ class RecordingDecoder:
     def __init__(self, limits: DecodeLimits | None = None) -> None:
         self._limits = limits or DecodeLimits()
         self._lock = threading.Lock()
+        self._turns = threading.BoundedSemaphore(_AT_ONCE)
         self._process: subprocess.Popen[bytes] | None = None
         self._jobs: socket.socket | None = None
 
@@ -92,7 +96,8 @@ class RecordingDecoder:
         if os.fstat(recording.fileno()).st_size == 0:
             raise audio_fault("audio-empty")
         with tempfile.TemporaryFile(prefix="auricle-") as samples:
-            outcome = self._ask(Job(self._limits, raw), recording.fileno(), samples.fileno())
+            with self._turns:
+                outcome = self._ask(Job(self._limits, raw), recording.fileno(), samples.fileno())
             if outcome.code is not None:
                 raise audio_fault(outcome.code)
             yield DecodedRecording(samples, outcome.samples, outcome.peak)

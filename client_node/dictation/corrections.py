@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import secrets
 import wave
 from pathlib import Path
 from typing import BinaryIO
@@ -44,7 +45,9 @@ class Corrections:
         folder.mkdir(mode=0o700, exist_ok=True)
         audio = folder / f"{hashlib.sha256(data).hexdigest()}.flac"
         was_there = audio.exists()
-        manifest = audio.with_suffix(".jsonl")
+        manifest = (
+            folder / f"{secrets.token_hex(16)}.jsonl"
+        )  # the same sound may come twice at once
         write_private(audio, data)
         line = {"audio": audio.name, "text": text, "subject": subject, "consent": True}
         try:

@@ -69,6 +69,7 @@ def server_config(app: Any, host: str, port: int) -> uvicorn.Config:
         http=PatientProtocol,
         ws="websockets-sansio",  # "auto" takes an implementation that websockets deprecates
         ws_max_size=_LARGEST_MESSAGE_BYTES,
+        ws_per_message_deflate=False,  # 33 kB of it can be 32 MB of audio
         backlog=_BACKLOG,
         log_level="warning",
         access_log=False,
