@@ -45,7 +45,8 @@ demo: $(INSTALLED) ## the whole thing on this machine: three sites, private roun
 	$(BIN)/auricle demo $(ARGS)
 
 test: $(READY) ## every test that takes seconds (ARGS=...)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' $(ON_EVERY_CORE) $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' --hypothesis-profile repeatable \
+	$(ON_EVERY_CORE) $(ARGS)
 
 test-slow: $(READY) ## the tests that take minutes (ARGS=...)
 	$(BIN)/python -m pytest -m slow $(ARGS)

@@ -6,9 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.faults.matrix import rows
 from tests.postgres import NewDatabase, running_postgres
+
+# `make test` tries the same examples each time, so that it judges the change and not the draw;
+# the slow tests and the fault tests go on searching.
+settings.register_profile("repeatable", derandomize=True)
 
 ENGINES = ("sqlite", "postgresql")
 
